@@ -1,0 +1,56 @@
+# Every target sets itself up: the virtual environment is made once and remade when the pins change.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export MPLBACKEND := Agg
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help install demo train-demo test test-full lint format types bench tutorials docs clean
+
+help:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,test,bench]'
+	touch $(STAMP)
+
+install: $(STAMP) ## make the virtual environment
+
+demo: $(STAMP) ## align a diffusion model of handwritten digits; pictures in demo-out/
+	$(BIN)/python -m pyro_tilt.examples.digits --out demo-out
+
+train-demo: $(STAMP) ## train the digit models again from their seeds
+	$(BIN)/python -m pyro_tilt.examples.digits.train
+
+test: lint types ## lint, types, unit and statistical tests, doctests, tutorials in smoke mode
+	$(BIN)/python -m pytest
+
+test-full: lint types ## everything, the slow statistical runs included
+	$(BIN)/python -m pytest -m ''
+
+lint: $(STAMP) ## ruff
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: $(STAMP) ## format in place
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP) ## mypy
+	$(BIN)/mypy
+
+bench: $(STAMP) ## benchmarks, written to benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks
+
+tutorials: $(STAMP) ## rebuild the executed notebooks from the scripts
+	$(BIN)/python -m tutorials.build
+
+docs: $(STAMP) ## the documentation as HTML
+	$(BIN)/pip install --quiet --constraint constraints.txt '.[docs]'
+	$(BIN)/sphinx-build -W -b html docs docs/_build/html
+
+clean: ## remove what the targets made
+	rm -rf $(VENV) demo-out docs/_build build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
