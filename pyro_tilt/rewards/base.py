@@ -73,7 +73,8 @@ class Reward(ABC):
 
     def to(self: R, *args: Any, **kwargs: Any) -> R:
         """
-        A copy whose tensors are moved or cast as by :meth:`torch.Tensor.to`.
+        A copy whose tensors are moved or cast as by :meth:`torch.Tensor.to`; as there, the reward
+        itself where nothing changes.
 
         Modules inside callables (the callable itself, attributes, closures, partial arguments)
         are copied and moved too. Only floating point tensors change their dtype.

@@ -207,4 +207,4 @@ def negate(other: Reward | RewardFn | float | Tensor) -> Reward | float | Tensor
     """What must be added to subtract a reward, callable, number or tensor."""
     if isinstance(other, numbers.Real | Tensor):
         return -other
-    return -as_reward(other)
+    return -as_reward(other)  # type: ignore[arg-type]

@@ -129,8 +129,8 @@ class Quadratic(Reward):
         return bool((values <= self._tolerance(values)).all())
 
     def _spectrum(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues of A and b in their basis, both batch + (d,), in double precision."""
-        A, b = self.A.detach().double(), self.b.detach().double()
+        """Eigenvalues of A and b in their basis, both batch + (d,), in double precision on the CPU."""
+        A, b = (part.detach().to("cpu", torch.float64) for part in (self.A, self.b))
         if self.event_dim == 0:
             return A.unsqueeze(-1), b.unsqueeze(-1)
         values, vectors = torch.linalg.eigh(A)
@@ -154,7 +154,7 @@ class Quadratic(Reward):
         unbounded = torch.where(flat, sloped, values > 0).any(-1)
         curvature = torch.where(flat, -torch.ones_like(values), values)
         gain = torch.where(flat, torch.zeros_like(values), -slopes.square() / (4 * curvature))
-        peak = gain.sum(-1) + sign * self.c.detach().double()
+        peak = gain.sum(-1) + sign * self.c.detach().to("cpu", torch.float64)
         return torch.where(unbounded, math.inf, peak)
 
     def _plus(self, other: Reward) -> Reward | None:

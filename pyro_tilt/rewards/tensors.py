@@ -96,7 +96,9 @@ def scale_signs(scale: float | Tensor) -> tuple[float, float]:
 def scale_bounds(scale: float | Tensor, low: float, high: float) -> tuple[float, float]:
     """Bounds of scale times a number in [low, high]; zero times an infinite bound is zero."""
     corners = [
-        0.0 if end == 0 else end * bound for end in scale_signs(scale) for bound in (low, high)
+        0.0 if end == 0 or bound == 0 else end * bound
+        for end in scale_signs(scale)
+        for bound in (low, high)
     ]
     return min(corners), max(corners)
 
@@ -125,13 +127,13 @@ def value_tensor(value: Any, event_shape: Sequence[int], dtype: torch.dtype, nam
 
 
 def largest(tensor: Tensor) -> float:
-    """The largest entry, as a number; ``-inf`` of no entries."""
-    return float(tensor.detach().max()) if tensor.numel() else -math.inf
+    """The largest entry, as a number; zero of no entries."""
+    return float(tensor.detach().max()) if tensor.numel() else 0.0
 
 
 def smallest(tensor: Tensor) -> float:
-    """The smallest entry, as a number; ``inf`` of no entries."""
-    return float(tensor.detach().min()) if tensor.numel() else math.inf
+    """The smallest entry, as a number; zero of no entries."""
+    return float(tensor.detach().min()) if tensor.numel() else 0.0
 
 
 def show(value: Any) -> str:
