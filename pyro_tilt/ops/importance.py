@@ -65,7 +65,8 @@ def log_mean_exp(log_weights: Tensor) -> Tensor:
     The log of the mean weight, :math:`\log \frac1N\sum_i e^{\ell_i}`.
 
     :param Tensor log_weights: log weights, shape ``(..., N)``.
-    :return: a float64 tensor of shape ``(...)``; ``-inf`` where every weight is zero, nan for N = 0.
+    :return: a float64 tensor of shape ``(...)``; ``-inf`` where every weight is zero, nan where
+        N = 0.
 
     >>> log_mean_exp(torch.tensor([1000.0, 1000.0])).item()
     1000.0

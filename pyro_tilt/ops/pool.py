@@ -225,9 +225,11 @@ def pooled_rejection(
     :raises ValueError: for a nan, a wrong shape, or a size below 1.
 
     >>> _ = torch.manual_seed(0)
-    >>> result = pooled_rejection(torch.rand, lambda u: torch.where(u < 0.5, 0.0, -torch.inf), 1000)
-    >>> len(result.batch), bool((result.batch < 0.5).all()), int(result.proposals.sum()) == result.total
-    (1000, True, True)
+    >>> result = pooled_rejection(torch.rand, lambda u: torch.where(u < 0.5, 0.0, -torch.inf), 100)
+    >>> len(result.batch), bool((result.batch < 0.5).all())
+    (100, True)
+    >>> int(result.proposals.sum()) == result.total
+    True
     """
     _check_sizes(num, max_block=max_block, max_proposals=max_proposals, max_total=max_total)
     if num == 0:
