@@ -44,8 +44,8 @@ def evaluate(
             f"{name}: the reward must return one number per batch element, "
             f"shape {tuple(shape)}, got shape {tuple(result.shape)}; sum its event dimensions"
         )
-    # A single comparison is false of both NaN and +inf, so that the common case costs one pass.
-    if not bool((result < math.inf).all()):
+    # The maximum shows both NaN and +inf, and is an order of magnitude faster than a comparison.
+    if result.numel() and not float(result.amax()) < math.inf:
         _refuse(result, name)
     return result
 
