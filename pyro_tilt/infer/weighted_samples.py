@@ -14,6 +14,7 @@ from pyro.infer import Predictive
 from pyro.infer.importance import LogWeightsMixin
 from torch import Tensor
 
+from pyro_tilt.infer.base_draws import BaseDraws
 from pyro_tilt.infer.certificate import Certificate
 from pyro_tilt.infer.cost import Cost
 from pyro_tilt.infer.evidence import pooled_evidence
@@ -22,32 +23,10 @@ from pyro_tilt.ops.importance import as_double, normalize
 if TYPE_CHECKING:
     from pyro_tilt.diagnostics import Summary
 
+__all__ = ["BaseDraws", "WeightedSamples"]
+
 KINDS = ("iid", "weighted", "chain", "transport")
 """Independent draws; weighted particles; a Markov chain; particles moved by transport."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class BaseDraws:
-    """
-    What the proposals from the base program looked like, for pictures of before and after.
-
-    :param reward: rewards of base draws, shape ``(M,)``.
-    :param log_factors: log weights towards the base program with its observations, ``(M,)``.
-    :raises ValueError: where the two differ in shape.
-
-    >>> BaseDraws(reward=torch.zeros(3), log_factors=torch.zeros(3)).reward.shape
-    torch.Size([3])
-    """
-
-    reward: Tensor
-    log_factors: Tensor
-
-    def __post_init__(self) -> None:
-        if self.reward.dim() != 1 or self.reward.shape != self.log_factors.shape:
-            raise ValueError(
-                "base reward and log_factors need one shape (M,); got "
-                f"{tuple(self.reward.shape)} and {tuple(self.log_factors.shape)}"
-            )
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -397,7 +376,5 @@ class WeightedSamples(LogWeightsMixin):
             elif item.name in ("samples", "stats", "steps"):
                 changes[item.name] = {name: each.to(device) for name, each in value.items()}
         if self.base is not None:
-            changes["base"] = BaseDraws(
-                reward=self.base.reward.to(device), log_factors=self.base.log_factors.to(device)
-            )
+            changes["base"] = self.base.to(device)
         return replace(self, **changes)
