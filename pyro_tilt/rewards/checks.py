@@ -45,7 +45,7 @@ def evaluate(
             f"shape {tuple(shape)}, got shape {tuple(result.shape)}; sum its event dimensions"
         )
     # The maximum shows both NaN and +inf, and is an order of magnitude faster than a comparison.
-    if result.numel() and not float(result.amax()) < math.inf:
+    if result.numel() and not float(result.detach().amax()) < math.inf:
         _refuse(result, name)
     return result
 

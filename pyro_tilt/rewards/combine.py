@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_tilt.rewards.base import Reward
 from pyro_tilt.rewards.black_box import RewardFn, as_reward
 from pyro_tilt.rewards.tensors import (
+    add_constant,
     as_constant,
     largest,
     multiply_values,
@@ -102,7 +103,7 @@ class Sum(Reward):
         total = self.terms[0](value)
         for term in self.terms[1:]:
             total = total + term(value)
-        return total + self.offset
+        return add_constant(total, self.offset)
 
     @property
     def lower_bound(self) -> float:

@@ -129,7 +129,7 @@ class Quadratic(Reward):
         return bool((values <= self._tolerance(values)).all())
 
     def _spectrum(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues of A and b in their basis, both batch + (d,), in double precision on the CPU."""
+        """Eigenvalues of A and b in their basis, both batch + (d,), in float64 on the CPU."""
         A, b = (part.detach().to("cpu", torch.float64) for part in (self.A, self.b))
         if self.event_dim == 0:
             return A.unsqueeze(-1), b.unsqueeze(-1)

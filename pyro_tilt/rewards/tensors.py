@@ -63,7 +63,14 @@ def as_constant(value: Any, name: str) -> float | Tensor:
 
 def align_batch(constant: Tensor, event_dim: int) -> Tensor:
     """A constant of the batch shape, reshaped so that it meets parameters of batch + event."""
-    return constant.reshape(constant.shape + (1,) * event_dim)
+    return constant.reshape(constant.shape + (1,) * event_dim) if constant.dim() > 0 else constant
+
+
+def add_constant(values: Tensor, constant: float | Tensor) -> Tensor:
+    """Values plus a constant, the dtype being that of the values for a 0-dim one."""
+    if isinstance(constant, Tensor) and constant.dim() == 0:
+        constant = constant.to(values)
+    return values + constant
 
 
 def scale_parameter(parameter: Tensor, scale: float | Tensor, event_dim: int) -> Tensor:
@@ -96,7 +103,7 @@ def scale_signs(scale: float | Tensor) -> tuple[float, float]:
 def scale_bounds(scale: float | Tensor, low: float, high: float) -> tuple[float, float]:
     """Bounds of scale times a number in [low, high]; zero times an infinite bound is zero."""
     corners = [
-        0.0 if end == 0 or bound == 0 else end * bound
+        0.0 if 0 in (end, bound) else end * bound
         for end in scale_signs(scale)
         for bound in (low, high)
     ]
