@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Aligns the diffusion of digits to two rewards: ``python -m pyro_tilt.examples.digits``."""
+
+import argparse
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pyro_tilt import align
+from pyro_tilt.examples.digits.classifier import Classifier, load_classifier
+from pyro_tilt.examples.digits.model import WEIGHTS, Denoiser, load_denoiser, load_facts
+from pyro_tilt.examples.digits.program import MAX_ROWS, digits_program
+from pyro_tilt.examples.digits.report import (
+    gallery,
+    save_pictures,
+    save_summary,
+    second_opinion,
+)
+from pyro_tilt.examples.digits.rewards import ink_reward, reads_as
+from pyro_tilt.infer import LCB, ImportanceSampler, Rejection, WeightedSamples
+
+PAGE = 80
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the demo runs; the defaults take about two minutes on two cores."""
+
+    steps: int = 50
+    seed: int = 0
+    ink_beta: float = 60.0
+    ink_draws: int = 10_000
+    ink_accepted: int = 200
+    digit: int = 3
+    digit_beta: float = 2.0
+    digit_accepted: int = 400
+
+
+def run_ink(denoiser: Denoiser, settings: Settings) -> tuple[WeightedSamples, WeightedSamples]:
+    """
+    More ink: a reward linear in the pixels, whose bound no digit comes near.
+
+    :param denoiser: the network.
+    :param settings: see :class:`Settings`.
+    :returns: weighted draws by importance sampling, independent draws by LCB.
+    """
+    aligned = align(digits_program, ink_reward(), settings.ink_beta)
+    common = {"seed": settings.seed, "max_batch": MAX_ROWS, "progress": True}
+    weighted = ImportanceSampler(aligned, num_samples=settings.ink_draws, **common)
+    independent = LCB(aligned, num_samples=settings.ink_accepted, epsilon=0.05, **common)
+    return (
+        weighted.run(denoiser, steps=settings.steps),
+        independent.run(denoiser, steps=settings.steps),
+    )
+
+
+def run_digit(
+    denoiser: Denoiser, classifier: Classifier, settings: Settings
+) -> tuple[WeightedSamples, WeightedSamples]:
+    """
+    Reads as a digit: a log probability, so that rejection with bound 0 is exact.
+
+    :param denoiser: the network.
+    :param classifier: the classifier whose opinion is the reward.
+    :param settings: see :class:`Settings`.
+    :returns: exact draws by rejection, draws by LCB, which does not use the bound.
+    """
+    aligned = align(digits_program, reads_as(classifier, settings.digit), settings.digit_beta)
+    count = settings.digit_accepted
+    # Another seed than that of the ink run, whose base draws are what these are held against.
+    common = {"seed": settings.seed + 1, "max_batch": MAX_ROWS, "progress": True}
+    exact = Rejection(aligned, num_samples=count, **common)
+    learned = LCB(aligned, num_samples=count, epsilon=0.05, **common)
+    return (
+        exact.run(denoiser, steps=settings.steps),
+        learned.run(denoiser, steps=settings.steps),
+    )
+
+
+def confirm(judge: Classifier, base: Tensor, aligned: Tensor, digit: int) -> dict[str, Any]:
+    """
+    The second classifier on draws before and after.
+
+    :param judge: a classifier that learned from other real digits than the reward's.
+    :param base: draws of the base.
+    :param aligned: independent draws of the aligned law.
+    :param digit: the digit asked for.
+    """
+    return {
+        "before": second_opinion(judge, base, digit),
+        "after": second_opinion(judge, aligned, digit),
+    }
+
+
+def confirmation_text(found: dict[str, Any], facts: dict[str, Any], digit: int) -> str:
+    """
+    The second opinion in words.
+
+    :param found: from :func:`confirm`.
+    :param facts: of the second classifier's training.
+    :param digit: the digit asked for.
+    """
+    accuracy, held_out = facts["held_out"]["accuracy"], facts["counts"]["held_out"]
+    lines = [
+        f"second opinion: classifier B, trained on {facts['trained_on']} other real digits, "
+        f"accuracy {accuracy:.1%} on {held_out} held-out ones"
+    ]
+    labels = {
+        "probability": f"mean probability of {digit}",
+        "log_probability": f"mean log probability of {digit}",
+        "read_as": f"share it reads as {digit}",
+    }
+    for key, label in labels.items():
+        before, after = found["before"][key], found["after"][key]
+        lines.append(
+            f"  {label:<26} {before['mean']:8.3f} ± {before['error']:.3f} before"
+            f"  {after['mean']:8.3f} ± {after['error']:.3f} after"
+        )
+    return "\n".join(lines)
+
+
+def _reward_titles(result: WeightedSamples, what: str, law: str) -> tuple[str, str]:
+    reward = result.summary().to_dict()["reward"]
+    return f"base: {what} {reward['before']:.3f}", f"{law}: {what} {reward['after']:.3f}"
+
+
+def demo(out: Path, settings: Settings) -> dict[str, Any]:
+    """
+    Runs both alignments and writes pictures and ``summary.json``.
+
+    :param out: folder, made where missing.
+    :param settings: see :class:`Settings`.
+    :returns: what ``summary.json`` holds.
+    """
+    started = time.perf_counter()
+    out.mkdir(parents=True, exist_ok=True)
+    denoiser, reader, judge = load_denoiser(), load_classifier("a"), load_classifier("b")
+    facts = {name: load_facts(WEIGHTS / f"classifier_{name}.safetensors") for name in "ab"}
+    digit = settings.digit
+
+    weighted, independent = run_ink(denoiser, settings)
+    base = weighted.samples["x_0"]
+    before, after = _reward_titles(weighted, "mean ink", f"aligned, beta {settings.ink_beta:g}")
+    page = gallery(
+        base[:PAGE],
+        independent.samples["x_0"][:PAGE],
+        title="More ink",
+        base_title=before,
+        aligned_title=after,
+    )
+    save_pictures(out, "ink", page, weighted)
+
+    exact, learned = run_digit(denoiser, reader, settings)
+    drawn = exact.samples["x_0"]
+    before, after = _reward_titles(
+        exact, f"mean log P({digit})", f"aligned, beta {settings.digit_beta:g}"
+    )
+    page = gallery(
+        base[:PAGE],
+        drawn[:PAGE],
+        title=f"Reads as a {digit}",
+        base_title=before,
+        aligned_title=after,
+    )
+    save_pictures(out, "three" if digit == 3 else str(digit), page, exact)
+    opinion = confirm(judge, base, drawn, digit)
+
+    runs = {"importance": weighted, "lcb": independent}, {"rejection": exact, "lcb": learned}
+    summary = {
+        "settings": asdict(settings),
+        "ink": {name: run.summary().to_dict() for name, run in runs[0].items()},
+        "digit": {name: run.summary().to_dict() for name, run in runs[1].items()}
+        | {"second_opinion": opinion},
+        "classifiers": facts,
+        "seconds": time.perf_counter() - started,
+    }
+    save_summary(out / "summary.json", summary)
+    print(f"\nMORE INK, beta {settings.ink_beta:g}")
+    print(weighted.summary(), independent.summary(), sep="\n\n")
+    print(f"\nREADS AS A {digit}, beta {settings.digit_beta:g}")
+    print(exact.summary(), learned.summary(), sep="\n\n")
+    print("\n" + confirmation_text(opinion, facts["b"], digit))
+    print(f"\npictures and summary.json in {out}/ after {summary['seconds']:.0f} s")
+    return summary
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """
+    The command line of the demo.
+
+    :param arguments: by default those of the process.
+    """
+    defaults = Settings()
+    parser = argparse.ArgumentParser(
+        prog="python -m pyro_tilt.examples.digits",
+        description="Align a diffusion of real handwritten digits to two rewards.",
+    )
+    parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder of the results")
+    for name, value in asdict(defaults).items():
+        flag = "--" + name.replace("_", "-")
+        parser.add_argument(flag, type=type(value), default=value, help=f"default {value}")
+    options = vars(parser.parse_args(arguments))
+    out = options.pop("out")
+    try:
+        demo(out, Settings(**options))
+    except (ImportError, FileNotFoundError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
