@@ -17,9 +17,7 @@ from .importance import as_double
 __all__ = ["multinomial", "residual", "stratified", "systematic"]
 
 
-def systematic(
-    log_weights: Tensor, num: int, generator: torch.Generator | None = None
-) -> Tensor:
+def systematic(log_weights: Tensor, num: int, generator: torch.Generator | None = None) -> Tensor:
     r"""
     Systematic resampling: the points :math:`(k + u)/n`, one uniform u for all.
 
@@ -39,9 +37,7 @@ def systematic(
     return _search(items, sums, (_ladder(num, sums) + uniform) / max(num, 1))
 
 
-def stratified(
-    log_weights: Tensor, num: int, generator: torch.Generator | None = None
-) -> Tensor:
+def stratified(log_weights: Tensor, num: int, generator: torch.Generator | None = None) -> Tensor:
     r"""
     Stratified resampling: the points :math:`(k + u_k)/n`, a uniform of its own for each.
 
@@ -59,9 +55,7 @@ def stratified(
     return _search(items, sums, (_ladder(num, sums) + uniforms) / max(num, 1))
 
 
-def multinomial(
-    log_weights: Tensor, num: int, generator: torch.Generator | None = None
-) -> Tensor:
+def multinomial(log_weights: Tensor, num: int, generator: torch.Generator | None = None) -> Tensor:
     """
     Multinomial resampling: independent ancestors.
 
