@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plots of results, in plain matplotlib."""
+
+from pyro_tilt.diagnostics.plots.acceptance import plot_acceptance
+from pyro_tilt.diagnostics.plots.ess import plot_ess
+from pyro_tilt.diagnostics.plots.evidence import plot_evidence
+from pyro_tilt.diagnostics.plots.health import plot_health
+from pyro_tilt.diagnostics.plots.reward import plot_reward
+from pyro_tilt.diagnostics.plots.weights import plot_weights
+
+__all__ = [
+    "plot_acceptance",
+    "plot_ess",
+    "plot_evidence",
+    "plot_health",
+    "plot_reward",
+    "plot_weights",
+]
