@@ -66,8 +66,8 @@ def calibrate(
     :param upper_bound: a sure bound on A.
     :raises ValueError: where every weight is zero.
 
-    >>> held_out = torch.tensor([1.0, 3.0]).log()
     >>> import torch
+    >>> held_out = torch.tensor([1.0, 3.0]).log()
     >>> from pyro_tilt.ops.baselines import Baseline
     >>> start = Baseline(value=0.0, rule="chernoff", log_z=0.0)
     >>> round(calibrate(start, held_out, 0.25).value, 6) == round(math.log(2.0), 6)

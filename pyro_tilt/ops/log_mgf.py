@@ -58,9 +58,9 @@ def log_mgf(
     """
     A = as_double(A)
     grid = torch.as_tensor(s, dtype=A.dtype, device=A.device).reshape(-1)
-    if bool((A.isnan() | (math.inf == A)).any()):
+    if bool((A.isnan() | A.isposinf()).any()):
         raise ValueError("A holds a nan or +inf")
-    if bool(grid.lt(0).any()) and bool((-math.inf == A).any()):
+    if bool(grid.lt(0).any()) and bool(A.isneginf().any()):
         raise ValueError("the log-MGF at s < 0 is infinite where A = -inf")
     weights = None if log_weights is None else as_double(log_weights).expand(A.shape)
     chunk = max(1, ENTRIES // max(1, A.numel()))

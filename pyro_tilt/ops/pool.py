@@ -29,7 +29,7 @@ class Batch(Protocol):
 
 B = TypeVar("B", bound=Batch | Tensor)
 
-# First estimate of how many rows to hold at once where the caller does not say.
+# How many rows to hold at once where the caller does not say.
 MAX_BLOCK = 131_072
 
 
@@ -169,16 +169,6 @@ def _check_sizes(num: int, **sizes: int | None) -> None:
             raise ValueError(f"{name} must be at least 1, got {size}")
 
 
-def _block_mask(log_probs: Tensor, rows: int, generator: torch.Generator | None) -> Tensor:
-    if log_probs.shape != (rows,):
-        raise ValueError(
-            f"log_accept must give one number per proposal, shape ({rows},), "
-            f"got {tuple(log_probs.shape)}"
-        )
-    assert generator is not None
-    return accept(log_probs, generator)
-
-
 def pooled_rejection(
     propose: Callable[[int], B],
     log_accept: Callable[[B], Tensor],
@@ -235,43 +225,72 @@ def pooled_rejection(
     if num == 0:
         return _empty(propose(1))
     generator = acceptance_generator() if generator is None else generator
-    parts: list[B] = []
-    gaps: list[Tensor] = []
-    flags: list[Tensor] = []
-    filled = accepted = drawn = blocks = since = 0
-    while filled < num and (max_total is None or drawn < max_total):
-        rows = next_block(num - filled, accepted, drawn, max_block)
-        rows = rows if max_total is None else min(rows, max_total - drawn)
+    run = _Run[B](num, max_proposals, max_total)
+    while run.filled < num and run.drawn != max_total:
+        rows = next_block(num - run.filled, run.accepted, run.drawn, max_block)
+        rows = rows if max_total is None else min(rows, max_total - run.drawn)
         block = propose(rows)
-        mask = _block_mask(log_accept(block), rows, generator)
-        ends, passed = _slot_ends(mask, since, max_proposals)
-        ends, passed = ends[: num - filled], passed[: num - filled]
-        filled += len(ends)
-        last = int(ends[-1]) if len(ends) else -1 - since
-        used = last + 1 if filled == num else rows
+        log_probs = log_accept(block)
+        if log_probs.shape != (rows,):
+            raise ValueError(
+                f"log_accept must give one number per proposal, shape ({rows},), "
+                f"got {tuple(log_probs.shape)}"
+            )
+        before = run.filled
+        used = run.take(block, accept(log_probs, generator))
         if observe is not None:
             observe(block, used)
-        if len(ends) or (not parts and drawn + rows == max_total):
-            parts.append(_take(block, ends, rows))
-            gaps.append(ends.diff(prepend=ends.new_tensor([-1 - since])))
-            flags.append(~passed)
-        accepted += int(mask[:used].sum())
-        since = used - 1 - last
-        drawn, blocks = drawn + rows, blocks + 1
         if progress is not None:
-            progress(len(ends))
-    total = drawn - rows + used
-    result = PoolResult(
-        _join(parts), torch.cat(gaps), torch.cat(flags), total, drawn, accepted, blocks
-    )
-    if filled < num:
+            progress(run.filled - before)
+    if run.filled < num:
         raise PoolExhausted(
-            f"{drawn} proposals filled {filled} of {num} slots "
-            f"(acceptance rate about {accepted / drawn:.3g}); "
+            f"{run.drawn} proposals filled {run.filled} of {num} slots "
+            f"(acceptance rate about {run.accepted / run.drawn:.3g}); "
             "allow more proposals, or lower the baseline or beta",
-            result,
+            run.result(),
         )
-    return result
+    return run.result()
+
+
+class _Run(Generic[B]):
+    """Slots filled so far, and where in the stream the last of them was closed."""
+
+    def __init__(self, num: int, cap: int | None, max_total: int | None) -> None:
+        self.num, self.cap, self.max_total = num, cap, max_total
+        self.filled = self.accepted = self.total = self.drawn = self.blocks = self.since = 0
+        self.parts: list[B] = []
+        self.gaps: list[Tensor] = []
+        self.capped: list[Tensor] = []
+
+    def take(self, block: B, mask: Tensor) -> int:
+        """Fill slots from a block; how many of its leading rows belong to the run."""
+        rows, waiting = len(mask), self.num - self.filled
+        ends, passed = (x[:waiting] for x in _slot_ends(mask, self.since, self.cap))
+        # A run that ends empty-handed still needs one (empty) part for its partial result.
+        if len(ends) or (not self.parts and self.drawn + rows == self.max_total):
+            self.parts.append(_take(block, ends, rows))
+            self.gaps.append(ends.diff(prepend=ends.new_tensor([-1 - self.since])))
+            self.capped.append(~passed)
+        last = int(ends[-1]) if len(ends) else -1 - self.since
+        used = last + 1 if len(ends) == waiting else rows
+        self.filled += len(ends)
+        self.accepted += int(mask[:used].sum())
+        self.total += used
+        self.since = used - 1 - last
+        self.drawn += rows
+        self.blocks += 1
+        return used
+
+    def result(self) -> PoolResult[B]:
+        return PoolResult(
+            _join(self.parts),
+            torch.cat(self.gaps),
+            torch.cat(self.capped),
+            self.total,
+            self.drawn,
+            self.accepted,
+            self.blocks,
+        )
 
 
 def _empty(block: B) -> PoolResult[B]:
