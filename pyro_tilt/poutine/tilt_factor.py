@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyro
-import torch
 from pyro.distributions import Unit
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.runtime import Message, am_i_wrapped, apply_stack
@@ -127,16 +126,13 @@ def conform(
         return reward
     if len(plates) == 1 and shape == (plates[0].size,):
         return reward.reshape(target)
-    free = -rank - 1 if broadcast else -math.inf if enum_dim is None else enum_dim
-    if len(shape) >= rank or broadcast:
+    free = -rank - 1 if broadcast else enum_dim
+    if free is not None:
         padded = (1,) * (rank - len(shape)) + shape
         full = [1] * (len(padded) - rank) + target
-        fits = (
-            a == b or b == -1 or (broadcast and a == 1) or i - len(padded) <= free
-            for i, (a, b) in enumerate(zip(padded, full, strict=True))
-        )
-        if all(fits) and (broadcast or enum_dim is not None):
-            sizes = [a if b == -1 else max(a, b) for a, b in zip(padded, full, strict=True)]
+        dims = range(-len(padded), 0)
+        if all(a in (1, b) or b == -1 or dim <= free for dim, a, b in zip(dims, padded, full)):
+            sizes = [a if b == -1 else max(a, b) for a, b in zip(padded, full)]
             return reward.expand(sizes) if broadcast else reward
     names = ", ".join(f"'{f.name}' (size {f.size}, dim {f.dim})" for f in plates) or "none"
     raise ValueError(
