@@ -12,7 +12,9 @@ import pyro.distributions as dist
 import torch
 import torch.distributions as td
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
+from torch import Tensor
 from torch.distributions.transforms import AffineTransform
+from torch.nn.functional import logsigmoid
 
 from pyro_tilt.distributions.exact.common import EVERY_REWARD, closed_form, fits, slope_of
 from pyro_tilt.distributions.exact.reshaping import pulled_back, separated
@@ -129,8 +131,16 @@ def zero_inflated_linear(base: Any, reward: Linear) -> ExactTilt | None:
     found = None if slope is None else find_tilt(base.base_dist, Linear(slope.theta, 0))
     if found is None or found.law is None or slope is None:
         return None
-    log_gate = torch.nn.functional.logsigmoid(base.gate_logits)
-    log_rest = torch.nn.functional.logsigmoid(-base.gate_logits) + found.log_normalizer
-    log_z = torch.logaddexp(log_gate, log_rest) + slope.offset
-    law = dist.ZeroInflatedDistribution(found.law, gate_logits=log_gate - log_rest)
+    log_gate, log_open = _log_gates(base)
+    log_rest = log_open + found.log_normalizer
+    log_z = torch.logaddexp(log_gate, log_rest)
+    law = dist.ZeroInflatedDistribution(found.law, gate=(log_gate - log_z).exp())
+    log_z = log_z + slope.offset
     return closed_form(base, law, log_z, method=found.method, error=found.error)
+
+
+def _log_gates(base: Any) -> tuple[Tensor, Tensor]:
+    """Logarithms of the gate and its complement, as given: Pyro's expand fails once both exist."""
+    if "gate" in base.__dict__:
+        return base.gate.log(), torch.log1p(-base.gate)
+    return logsigmoid(base.gate_logits), logsigmoid(-base.gate_logits)

@@ -36,42 +36,15 @@ def mixture_tilt(base: Any, reward: Any) -> ExactTilt | None:
 
 
 @register_tilt(dist.MixtureOfDiagNormals, Linear)
-def diagonal_mixture_linear(base: Any, reward: Linear) -> ExactTilt | None:
-    """Locations move by the variances times theta; weights as in any mixture."""
-    if not fits(base, reward):
-        return None
-    return _moved_mixture(base, reward, base.coord_scale, dist.MixtureOfDiagNormals)
-
-
-@register_tilt(dist.MixtureOfDiagNormalsSharedCovariance, Linear)
-def shared_mixture_linear(base: Any, reward: Linear) -> ExactTilt | None:
-    """All locations move by the same vector."""
-    if not fits(base, reward):
-        return None
-    scale = base.coord_scale.unsqueeze(-2)
-    family = dist.MixtureOfDiagNormalsSharedCovariance
-    return _moved_mixture(base, reward, scale, family)
-
-
-def _moved_mixture(base: Any, reward: Linear, scale: Tensor, family: Any) -> ExactTilt:
-    theta = batched(reward).theta
-    shift = scale**2 * theta
-    log_k = (theta * (base.locs + shift / 2)).sum(-1)
-    moved, log_z = _reweighted(base.component_logits, log_k)
-    locs = base.locs + shift
-    batch = locs.shape[:-2]
-    coord_scale = base.coord_scale.expand(batch + base.coord_scale.shape[base.locs.dim() - 2 :])
-    law = family(locs, coord_scale, moved.expand(batch + moved.shape[-1:]))
-    return closed_form(base, law, log_z + reward.offset)
-
-
 @register_tilt(dist.MixtureOfDiagNormals, Quadratic)
+@register_tilt(dist.MixtureOfDiagNormalsSharedCovariance, Linear)
 @register_tilt(dist.MixtureOfDiagNormalsSharedCovariance, Quadratic)
-def diagonal_mixture_quadratic(base: Any, reward: Quadratic) -> ExactTilt | None:
-    """The components become correlated, so that the mixture leaves its class."""
+def diagonal_mixture_tilt(base: Any, reward: Any) -> ExactTilt | None:
+    """As of a mixture in general, whose class can also draw many batched values at once."""
     scale = base.coord_scale
-    shared = isinstance(base, dist.MixtureOfDiagNormalsSharedCovariance)
-    parts = dist.Normal(base.locs, scale.unsqueeze(-2) if shared else scale).to_event(1)
+    if isinstance(base, dist.MixtureOfDiagNormalsSharedCovariance):
+        scale = scale.unsqueeze(-2)
+    parts = dist.Normal(base.locs, scale).to_event(1)
     mixture = dist.MixtureSameFamily(dist.Categorical(logits=base.component_logits), parts)
     mixture._validate_args = base._validate_args
     return mixture_tilt(mixture, reward)
