@@ -191,7 +191,7 @@ def weakest(certificates: Iterable[Certificate]) -> Certificate:
         confidence = None
     bounds["estimated_total_variation"] = estimate
     if law == "exact":
-        return certs[0]
+        bounds = dict.fromkeys(bounds)
     return Certificate(
         target=targets[0],
         law=law,

@@ -20,7 +20,7 @@ from pyro_tilt.infer.cost import Cost
 from pyro_tilt.infer.weighted_samples import BaseDraws, WeightedSamples
 
 if TYPE_CHECKING:
-    import h5netcdf  # type: ignore[import-untyped]
+    import h5netcdf
 
 FORMAT_VERSION = 1
 GROUP = "pyro_tilt"
@@ -69,7 +69,7 @@ def save(result: WeightedSamples, path: str | PathLike[str], *, arviz: bool = Fa
     ...     load(f"{folder}/draws.nc").samples["x"]
     tensor([0., 1., 2.])
     """
-    import h5netcdf  # type: ignore[import-untyped]
+    import h5netcdf
 
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -91,7 +91,7 @@ def load(path: str | PathLike[str], *, device: torch.device | str | None = None)
     :param device: where the tensors go; the CPU by default.
     :raises ValueError: for a file without a result, or in a format of a later version.
     """
-    import h5netcdf  # type: ignore[import-untyped]
+    import h5netcdf
 
     with h5netcdf.File(Path(path), "r") as file:
         if GROUP not in file.groups:
