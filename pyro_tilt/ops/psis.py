@@ -58,7 +58,7 @@ def pareto_smooth(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     """
     smoothed = as_double(log_weights).clone()
     num = smoothed.shape[-1]
-    flat = smoothed.reshape(-1, num)
+    flat = smoothed.reshape(log_weights.shape[:-1].numel(), num)
     shape = flat.new_full((len(flat),), math.inf)
     if num > 1 and len(flat):
         top, index = flat.topk(min(tail_length(num) + 1, num))
