@@ -2,6 +2,7 @@
 """What one plain run of a program says about its sites."""
 
 import math
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_tilt.poutine.tilt_factor import TiltTerm, conform
-from pyro_tilt.poutine.tilted_site import find_tilted, samples_exactly
+from pyro_tilt.poutine.weight_messenger import is_deterministic
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,12 @@ class ProgramSites:
             self.unbounded.append(name)
 
 
-def read_sites(trace: Trace) -> ProgramSites:
+def read_sites(trace: Trace, weighted: Container[str] = ()) -> ProgramSites:
     """
     Reads the sites of a trace of a plain run.
 
     :param trace: a trace of the program.
+    :param weighted: names of latent sites that are drawn from another law and weighted.
     :raises ValueError: if a reward does not have the shape of its plates.
     :raises TypeError: if a latent site is not a tensor.
     """
@@ -73,7 +75,7 @@ def read_sites(trace: Trace) -> ProgramSites:
             continue
         frames = site["cond_indep_stack"]
         sites.rank = max([sites.rank, *(-f.dim for f in frames if f.dim is not None)])
-        deterministic = site["infer"].get("_deterministic", False)
+        deterministic = is_deterministic(site)
         if not deterministic:
             sites.rank = max(sites.rank, len(getattr(site["fn"], "batch_shape", ())))
         if deterministic or not site["is_observed"]:
@@ -89,8 +91,7 @@ def read_sites(trace: Trace) -> ProgramSites:
             sites.note_bound(name, _observed_bound(site, term))
         else:
             sites.latents.append(name)
-            tilted = find_tilted(site["fn"])
-            if tilted is not None and not samples_exactly(tilted):
+            if name in weighted:
                 sites.note_bound(name, math.inf)
     return sites
 

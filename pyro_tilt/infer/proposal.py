@@ -175,19 +175,36 @@ class ProgramProposal:
                 error.add_note(RULES)
                 raise
 
+    def place(
+        self, values: Mapping[str, Tensor], n: int, *, vectorized: bool = True
+    ) -> dict[str, Tensor]:
+        """
+        Values of one pass in the shapes of :class:`Draws`.
+
+        :param values: values of the recorded sites, as the program saw them.
+        :param n: number of particles.
+        :param vectorized: whether the pass was over ``n`` particles rather than a plain run.
+        :raises ValueError: for a site that does not keep the particle axis.
+        """
+        dim = -1 - self.max_plate_nesting if vectorized else None
+        recorded = self._sites.recorded.items()
+        return {name: _place(name, values[name], site, n, dim) for name, site in recorded}
+
     def _plain_run(self) -> tuple[ProgramSites, int]:
-        program, guided, guide_rank = self.program, (), 0
+        replay: dict[str, Tensor] = {}
+        guided, guide_rank = [], 0
         if self.guide is not None:
-            guide_trace = poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
-            program = poutine.replay(program, trace=guide_trace)
-            guide_sites = read_sites(guide_trace)
+            trace, proposed = self._traced(self.guide, WeightMessenger(1, None, score_latents=True))
+            replay = {**proposed.values, **proposed.subsamples}
+            guide_sites = read_sites(trace)
             guide_rank = guide_sites.rank
-            guided = tuple(
+            guided = [
                 name
                 for name in guide_sites.latents
-                if not guide_trace.nodes[name]["infer"].get("is_auxiliary")
-            )
-        sites = read_sites(poutine.trace(program).get_trace(*self.args, **self.kwargs))
+                if not trace.nodes[name]["infer"].get("is_auxiliary")
+            ]
+        trace, plain = self._traced(self.program, WeightMessenger(1, None, replay=replay))
+        sites = read_sites(trace, plain.weighted)
         unknown = [name for name in guided if name not in sites.latents]
         if unknown:
             raise ValueError(
@@ -197,6 +214,12 @@ class ProgramProposal:
         for name in guided:
             sites.note_bound(name, math.inf)
         return sites, guide_rank
+
+    def _traced(
+        self, fn: Callable, messenger: WeightMessenger
+    ) -> tuple[poutine.Trace, WeightMessenger]:
+        with messenger:
+            return poutine.trace(fn).get_trace(*self.args, **self.kwargs), messenger
 
     def _pass(self, n: int, dim: int | None) -> Draws:
         replay: dict[str, Tensor] = {}
@@ -209,10 +232,7 @@ class ProgramProposal:
         messenger = WeightMessenger(n, dim, replay=replay)
         self._run(self.program, messenger, n, dim)
         self._check_names(messenger)
-        samples = {
-            name: _place(name, messenger.values[name], site, n, dim)
-            for name, site in self._sites.recorded.items()
-        }
+        samples = self.place(messenger.values, n, vectorized=dim is not None)
         return self._weigh(samples, messenger, log_guide, n)
 
     def _run(self, fn: Callable, messenger: WeightMessenger, n: int, dim: int | None) -> None:

@@ -27,6 +27,7 @@ class TiltTerm:
     :param upper_bound: bound on the reward from above, ``inf`` where unknown.
     :param lower_bound: bound on the reward from below, ``-inf`` where unknown.
 
+    >>> import torch
     >>> TiltTerm(torch.tensor([-1.0, 0.0]), 2.0, upper_bound=3.0).log_bound
     6.0
     >>> TiltTerm(torch.tensor([-1.0, 0.0]), -2.0, upper_bound=3.0).log_bound

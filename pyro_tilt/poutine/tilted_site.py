@@ -9,7 +9,7 @@ from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import Independent
 
-from pyro_tilt.distributions.tilted import Tilted
+from pyro_tilt.distributions import Tilted
 from pyro_tilt.rewards import evaluate, log_tilt
 
 

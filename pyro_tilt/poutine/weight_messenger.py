@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from pyro.distributions import Delta, MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -47,6 +48,7 @@ class WeightMessenger(Messenger):
         self.values: dict[str, Tensor] = {}
         self.subsamples: dict[str, Tensor] = {}
         self.factors: dict[str, None] = {}
+        self.weighted: dict[str, None] = {}
         self.tilts: list[tuple[str, Tensor, Beta]] = []
         self._total: Tensor | None = None
         self._tilted: dict[str, Any] = {}
@@ -67,7 +69,10 @@ class WeightMessenger(Messenger):
         fn = msg["fn"]
         tilted = find_tilted(fn)
         if tilted is not None and not samples_exactly(tilted):
-            self._tilted[name] = fn, log_normalizer(tilted)
+            # A guide is scored by the law it is drawn from, which is then its base.
+            if not self.score_latents:
+                self._tilted[name] = fn, log_normalizer(tilted)
+                self.weighted[name] = None
             msg["fn"] = base_of(fn)
 
     def _pyro_post_sample(self, msg: Any) -> None:
@@ -87,7 +92,7 @@ class WeightMessenger(Messenger):
                 self._add(name, log_correction(fn, value, log_z, name=name), msg)
             elif self.score_latents or name in self.replay:
                 self._add(name, fn.log_prob(value), msg)
-        elif infer.get("_deterministic"):
+        elif is_deterministic(msg):
             self.values[name] = value
         else:
             self.factors[name] = None
@@ -129,6 +134,16 @@ class WeightMessenger(Messenger):
             f"site '{name}': its log weight has shape {tuple(values.shape)}, whose axis "
             f"{-self.rank} should hold the {self.size} particles and be the leftmost"
         )
+
+
+def is_deterministic(site: Any) -> bool:
+    """Whether a site only records a value: ``pyro.deterministic``, or what a reparam leaves."""
+    if site["infer"].get("_deterministic"):
+        return True
+    fn = site["fn"]
+    if not (site["is_observed"] and isinstance(fn, MaskedDistribution) and fn._mask is False):
+        return False
+    return isinstance(fn.base_dist, Delta)
 
 
 def _weight_dtype(values: Tensor) -> torch.dtype:

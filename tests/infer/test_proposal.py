@@ -10,6 +10,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoMultivariateNormal
+from pyro.infer.reparam import LocScaleReparam
 
 from pyro_tilt import rewards
 from pyro_tilt.infer.proposal import Draws, ProgramProposal
@@ -385,7 +386,9 @@ def test_autoguides_propose():
         trace = poutine.trace(poutine.condition(hierarchy, data=values)).get_trace()
         free = torch.cat([values["scale"].log()[None], values["z"], values["x"]])
         # scale = exp(u), so the density of the guide has the Jacobian 1 / scale.
-        log_guide = dist.Normal(guide.loc, 0.5).log_prob(free).sum() - values["scale"].log()
+        log_guide = (
+            dist.Normal(guide.loc.detach(), 0.5).log_prob(free).sum() - values["scale"].log()
+        )
         expected = float(trace.log_prob_sum() - log_guide)
         assert draws.log_weights[i].item() == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
@@ -419,3 +422,13 @@ def test_guide_and_program_share_the_indices_of_a_subsampled_plate():
     log_guide_max = dist.Normal(0.0, 0.01).log_prob(torch.tensor(0.0))
     floor = 10 * (log_prior - log_guide_max - 1.0).sum(-1).double()
     assert (draws.log_factors > floor - 10 * 5 * 0.92).all()
+
+
+def test_a_reparametrised_site_is_recorded_under_its_own_name():
+    program = poutine.reparam(hierarchy, config={"x": LocScaleReparam(0.0)})
+    proposal = ProgramProposal(program)
+    draws = proposal.draw(6)
+    assert proposal.latents == ["scale", "z", "x_decentered"]
+    noise, scale, loc = (draws.samples[n] for n in ("x_decentered", "scale", "z"))
+    expected = loc[:, :1] + scale[:, None] * noise
+    torch.testing.assert_close(draws.samples["x"], expected)

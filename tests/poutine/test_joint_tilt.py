@@ -8,7 +8,7 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_value
 
 from pyro_tilt import rewards
-from pyro_tilt.distributions.tilted import Tilted
+from pyro_tilt.distributions import Tilted
 from pyro_tilt.infer.proposal import ProgramProposal
 from pyro_tilt.poutine import TiltReparam, joint_tilt
 
