@@ -6,7 +6,21 @@ from __future__ import annotations
 import math
 
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import biject_to, constraints, transform_to
+from torch.distributions.transforms import Transform
+
+
+class AtMost(constraints.less_than):
+    """Values up to a bound, the bound included; torch has only the half line without it."""
+
+    def check(self, value: Tensor) -> Tensor:
+        return value <= self.upper_bound
+
+
+@biject_to.register(AtMost)
+@transform_to.register(AtMost)
+def _to_at_most(constraint: AtMost) -> Transform:
+    return transform_to(constraints.less_than(constraint.upper_bound))
 
 
 def half_line_support(low: Tensor, high: Tensor) -> constraints.Constraint:
@@ -26,5 +40,5 @@ def half_line_support(low: Tensor, high: Tensor) -> constraints.Constraint:
     if no_high:
         return constraints.greater_than_eq(low)
     if no_low:
-        return constraints.less_than(high)
+        return AtMost(high)
     return constraints.interval(low, high)

@@ -90,16 +90,15 @@ class TruncatedExponential(TorchDistribution):
         width = self.high - self.low
         t = self.tilt * width
         rising = t > 0
+        flat = t.abs() < 1e-3
+        decay = torch.where(flat, -1.0, -t.abs())
         share = torch.where(rising, 1 - value, value)
-        decay = -t.abs()
-        flat = decay > -1e-3
-        steep = torch.where(flat, -1.0, decay)
-        distance = torch.log1p(share * torch.expm1(steep)) / steep
-        bend = share * (1 - share) * decay
-        series = share + bend / 2 + bend * decay * (1 - 2 * share) / 6
-        series = series + bend * decay**2 * (1 - 6 * share * (1 - share)) / 24
-        distance = width * torch.where(flat, series, distance)
-        value = torch.where(rising, self.high - distance, self.low + distance)
+        distance = width * torch.log1p(share * torch.expm1(decay)) / decay
+        steep = torch.where(rising, self.high - distance, self.low + distance)
+        bend = value * (1 - value) * t
+        series = value + bend / 2 + bend * t * (1 - 2 * value) / 6
+        series = series + bend * t**2 * (1 - 6 * value * (1 - value)) / 24
+        value = torch.where(flat, self.low + width * series, steep)
         return torch.minimum(torch.maximum(value, self.low), self.high)
 
     def cdf(self, value: Tensor) -> Tensor:
@@ -108,13 +107,13 @@ class TruncatedExponential(TorchDistribution):
         width = self.high - self.low
         t = self.tilt * width
         rising = t > 0
-        share = torch.where(rising, self.high - value, value - self.low) / width
-        share = share.clamp(0.0, 1.0)
         flat = t.abs() < 1e-6
         decay = torch.where(flat, -1.0, -t.abs())
-        below = torch.expm1(decay * share) / torch.expm1(decay)
-        below = torch.where(flat, share * (1 + t.abs() * (1 - share) / 2), below)
-        return torch.where(rising, 1 - below, below)
+        below = ((value - self.low) / width).clamp(0.0, 1.0)
+        above = ((self.high - value) / width).clamp(0.0, 1.0)
+        steep = torch.expm1(decay * torch.where(rising, above, below)) / torch.expm1(decay)
+        steep = torch.where(rising, 1 - steep, steep)
+        return torch.where(flat, below * (1 - t * above / 2), steep)
 
     @property
     def mean(self) -> Tensor:
