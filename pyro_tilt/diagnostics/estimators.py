@@ -7,7 +7,6 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from pyro.ops.stats import effective_sample_size
 from torch import Tensor
 
 from pyro_tilt.infer.reweighting import (
@@ -16,6 +15,7 @@ from pyro_tilt.infer.reweighting import (
     reward_and_beta,
     target_log_weights,
 )
+from pyro_tilt.ops.autocorrelation import chain_effective_sample_size
 from pyro_tilt.ops.importance import as_double, log_mean_exp
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ def _error(influence: Tensor, result: WeightedSamples) -> float:
     if result.kind == "chain" and min(result.chain_sizes) >= 4:
         squares = sum(
             float(part.var())
-            / max(float(effective_sample_size(part[None])), 1.0)
+            / max(float(chain_effective_sample_size(part[None])), 1.0)
             * (len(part) / count) ** 2
             for part in chains
         )

@@ -6,9 +6,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pyro.ops.stats import effective_sample_size, split_gelman_rubin
+from pyro.ops.stats import split_gelman_rubin
 from torch import Tensor
 
+from pyro_tilt.ops.autocorrelation import chain_effective_sample_size
 from pyro_tilt.ops.importance import as_double, normalize
 
 if TYPE_CHECKING:
@@ -72,4 +73,4 @@ def _of_chain(value: Tensor, sizes: tuple[int, ...]) -> dict[str, Tensor]:
         nan = torch.full_like(value[0], torch.nan)
         return {"n_eff": nan, "r_hat": nan.clone()}
     chains = torch.stack([part[-shortest:] for part in torch.split(value, list(sizes))])
-    return {"n_eff": effective_sample_size(chains), "r_hat": split_gelman_rubin(chains)}
+    return {"n_eff": chain_effective_sample_size(chains), "r_hat": split_gelman_rubin(chains)}

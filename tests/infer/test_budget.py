@@ -65,8 +65,8 @@ def test_zero_nats_are_beta_zero():
 def test_gaussian_draws(made_at):
     """KL is beta^2 |theta|^2 / 2 on a standard normal; theta = (1, -2).
 
-    The estimate at 200,000 draws has a standard error of about .005 (200 repeats); the gate
-    is six of these, a false-alarm rate of 2e-9 for a fixed seed.
+    Over 60 seeds the estimate had a standard deviation of .0012 (from the base) and .0028 (from
+    the tilted law); the gate is six of the latter, a false-alarm rate of 2e-9.
     """
     torch.manual_seed(0)
     theta = torch.tensor([1.0, -2.0])
@@ -80,7 +80,7 @@ def test_gaussian_draws(made_at):
         beta=made_at,
     )
     found = beta_for_kl(draws, 0.4)
-    assert found == pytest.approx(math.sqrt(2 * 0.4 / 5), abs=0.03)
+    assert found == pytest.approx(math.sqrt(2 * 0.4 / 5), abs=0.017)
 
 
 def test_residual_weights_count():

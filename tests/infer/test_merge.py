@@ -107,21 +107,43 @@ def test_confidences_pay_the_union_bound_and_the_largest_bound_stands():
 
 def test_costs_and_info_pool():
     parts = [
-        iid(0.0, 30, cost=Cost(base_draws=100), info=dict(
-            acceptance_rate=0.5, total_proposals=60.0, wasted=2.0, clipped_mass=0.1,
-            clipped_mass_upper=0.2, only_here=1.0,
-        )),
-        iid(0.0, 10, cost=Cost(base_draws=5, network_rows=7), info=dict(
-            acceptance_rate=0.1, total_proposals=100.0, wasted=1.0, clipped_mass=0.2,
-            clipped_mass_upper=0.3,
-        )),
-    ]  # fmt: skip
+        iid(
+            0.0,
+            30,
+            cost=Cost(base_draws=100),
+            info={
+                "acceptance_rate": 0.5,
+                "total_proposals": 60.0,
+                "wasted": 2.0,
+                "clipped_mass": 0.1,
+                "clipped_mass_upper": 0.2,
+                "only_here": 1.0,
+            },
+        ),
+        iid(
+            0.0,
+            10,
+            cost=Cost(base_draws=5, network_rows=7),
+            info={
+                "acceptance_rate": 0.1,
+                "total_proposals": 100.0,
+                "wasted": 1.0,
+                "clipped_mass": 0.2,
+                "clipped_mass_upper": 0.3,
+            },
+        ),
+    ]
     pooled = merge(*parts)
     assert pooled.cost == Cost(base_draws=105, network_rows=7)
-    assert pooled.info == pytest.approx({
-        "acceptance_rate": 40 / 160, "total_proposals": 160.0, "wasted": 3.0,
-        "clipped_mass": 0.125, "clipped_mass_upper": 0.3,
-    })  # fmt: skip
+    assert pooled.info == pytest.approx(
+        {
+            "acceptance_rate": 40 / 160,
+            "total_proposals": 160.0,
+            "wasted": 3.0,
+            "clipped_mass": 0.125,
+            "clipped_mass_upper": 0.3,
+        }
+    )
 
 
 def test_stats_keep_what_all_runs_have():
