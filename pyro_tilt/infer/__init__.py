@@ -1,21 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samplers and their results."""
+"""Samplers over Pyro programs, and what they return."""
 
 from pyro_tilt.infer.base_draws import BaseDraws
 from pyro_tilt.infer.budget import beta_for_kl
 from pyro_tilt.infer.certificate import Certificate, weakest
 from pyro_tilt.infer.cost import Cost, CountRows, counted
+from pyro_tilt.infer.errors import AcceptanceTooLow, SamplerWarning, SamplingError, ZeroWeights
+from pyro_tilt.infer.importance_sampler import ImportanceSampler
+from pyro_tilt.infer.lcb import LCB
 from pyro_tilt.infer.merge import merge
+from pyro_tilt.infer.particle_check import check_particles
+from pyro_tilt.infer.proposal import Draws, ProgramProposal
+from pyro_tilt.infer.rejection import Rejection
+from pyro_tilt.infer.sampler import Sampler
 from pyro_tilt.infer.storage import load, save
 from pyro_tilt.infer.weighted_samples import WeightedSamples
 
 __all__ = [
+    "LCB",
+    "AcceptanceTooLow",
     "BaseDraws",
     "Certificate",
     "Cost",
     "CountRows",
+    "Draws",
+    "ImportanceSampler",
+    "ProgramProposal",
+    "Rejection",
+    "Sampler",
+    "SamplerWarning",
+    "SamplingError",
     "WeightedSamples",
+    "ZeroWeights",
     "beta_for_kl",
+    "check_particles",
     "counted",
     "load",
     "merge",

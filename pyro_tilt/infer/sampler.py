@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every sampler over a Pyro program shares.
+
+A run goes through the same gate whichever engine does the work: the arguments are checked, the
+program is run once to learn its sites, each chain gets random states of its own, the work is
+timed and counted, and the chains are merged into one :class:`WeightedSamples`.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from tqdm import tqdm
+
+from pyro_tilt.infer.cost import Cost, CountRows
+from pyro_tilt.infer.merge import merge
+from pyro_tilt.infer.proposal import ProgramProposal
+from pyro_tilt.infer.seeding import derive_seed, seeded
+from pyro_tilt.infer.weighted_samples import WeightedSamples
+from pyro_tilt.ops.pool import acceptance_generator
+from pyro_tilt.poutine import align
+
+__all__ = ["Run", "Sampler"]
+
+DEFAULT_MAX_BATCH = 2**17
+_ACCEPT_STREAM, _CALIBRATION_STREAM = 1, 2
+
+
+@dataclass
+class Run:
+    """One chain while it runs: its proposal, its random streams, its cost so far.
+
+    :ivar proposal: the program, vectorised over particles.
+    :ivar accept_seed: seed of the acceptance uniforms, apart from the stream of proposals.
+    :ivar calibration_seed: seed of draws that only tune the sampler.
+    :ivar progress: True, False, or None to show a bar only where the work takes seconds.
+    """
+
+    proposal: ProgramProposal
+    accept_seed: int
+    calibration_seed: int
+    progress: bool | None
+    description: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    rows: CountRows = field(default_factory=CountRows)
+    started: float = field(default_factory=time.perf_counter)
+
+    def cost(self, base_draws: int) -> Cost:
+        """The cost of ``base_draws`` rows of the program up to now.
+
+        The single run that learned the program's sites is not among them.
+        """
+        return Cost(
+            base_draws=base_draws,
+            reward_calls=base_draws * self.proposal.num_rewards,
+            network_rows=self.rows.rows,
+            seconds=time.perf_counter() - self.started,
+        )
+
+    def bar(self, total: int) -> tqdm:
+        """A progress bar over draws; where progress is None it appears after three seconds."""
+        return tqdm(
+            total=total,
+            desc=self.description,
+            unit=" draws",
+            disable=self.progress is False,
+            delay=0 if self.progress else 3,
+        )
+
+
+class Sampler(ABC):
+    """Base class of the samplers: options in the constructor, program arguments in :meth:`run`.
+
+    :param program: a Pyro program, usually from :func:`~pyro_tilt.poutine.align`.
+    :param reward: sugar for ``align(program, reward, beta)``.
+    :param beta: multiplies the reward (default 1); the KL coefficient of the RLHF literature is
+        its inverse. Only together with ``reward``.
+    :param int num_samples: draws per chain (default 1000); ``num_particles`` is another name.
+    :param int num_chains: independent runs; they are kept visible as chains of the result.
+    :param int seed: makes the run reproduce and leaves the caller's random states untouched; if
+        None the run uses and advances the global ones.
+    :param bool progress: show a progress bar; None shows one where the work takes seconds.
+    :param int max_batch: most rows of the program run at once; bounds memory.
+    :param int max_plate_nesting: as in Pyro's engines; guessed by default.
+    :param bool vectorized: False runs the program once per draw, for programs whose control flow
+        depends on what they sample.
+    :raises ValueError: for counts below one, a beta without a reward, both count names at once.
+    """
+
+    _takes_guide: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        program: Callable[..., Any],
+        *,
+        reward: Any = None,
+        beta: Any = None,
+        num_samples: int | None = None,
+        num_particles: int | None = None,
+        num_chains: int = 1,
+        seed: int | None = None,
+        progress: bool | None = None,
+        max_batch: int | None = None,
+        max_plate_nesting: int | None = None,
+        vectorized: bool = True,
+    ) -> None:
+        if not callable(program):
+            raise TypeError(f"program must be callable, got {type(program).__name__}")
+        if num_samples is not None and num_particles is not None:
+            raise ValueError("num_samples and num_particles are two names of one option; give one")
+        if beta is not None and reward is None:
+            raise ValueError(
+                "beta was given without a reward; give reward= as well, or align the program first"
+            )
+        if reward is not None:
+            program = align(program, reward, 1.0 if beta is None else beta)
+        self.program = program
+        count = num_samples if num_samples is not None else num_particles
+        self.num_samples = _positive("num_samples", 1000 if count is None else count)
+        self.num_chains = _positive("num_chains", num_chains)
+        self.max_batch = _positive(
+            "max_batch", DEFAULT_MAX_BATCH if max_batch is None else max_batch
+        )
+        self.seed = seed
+        self.progress = progress
+        self.max_plate_nesting = max_plate_nesting
+        self.vectorized = vectorized
+        self.guide: Callable[..., Any] | None = None
+
+    def run(self, *args: Any, **kwargs: Any) -> WeightedSamples:
+        """Draws from the program's target; all arguments go to the program."""
+        return (
+            merge(*self._chains(args, kwargs))
+            if self.num_chains > 1
+            else next(self._chains(args, kwargs))
+        )
+
+    @abstractmethod
+    def _sample(self, run: Run) -> WeightedSamples:
+        """One chain of ``num_samples`` draws."""
+
+    def _chains(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[WeightedSamples]:
+        for chain in range(self.num_chains):
+            seed = self.seed
+            if seed is not None and chain:
+                seed = derive_seed(seed, 0, chain)
+            with seeded(seed):
+                # Read off the random state, not drawn from it: the stream of proposals stays the
+                # program's own.
+                stream = acceptance_generator().initial_seed() if seed is None else seed
+                run = Run(
+                    proposal=self._proposal(args, kwargs),
+                    accept_seed=derive_seed(stream, _ACCEPT_STREAM),
+                    calibration_seed=derive_seed(stream, _CALIBRATION_STREAM),
+                    progress=self.progress,
+                    description=type(self).__name__
+                    + (f" {chain + 1}/{self.num_chains}" if self.num_chains > 1 else ""),
+                    args=args,
+                    kwargs=kwargs,
+                )
+                with run.rows:
+                    result = self._sample(run)
+            yield result
+
+    def _proposal(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ProgramProposal:
+        return ProgramProposal(
+            self.program,
+            args,
+            kwargs,
+            guide=self.guide,
+            max_plate_nesting=self.max_plate_nesting,
+            vectorized=self.vectorized,
+        )
+
+
+def _positive(name: str, value: int) -> int:
+    if isinstance(value, bool) or int(value) != value or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+    return int(value)
