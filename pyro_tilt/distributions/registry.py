@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tilts are known exactly: rules found by the types of base and reward, as torch finds a KL."""
+"""Which tilts are known exactly: rules by the types of base and reward, as torch finds a KL."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
@@ -40,7 +40,7 @@ _RULES: dict[tuple[type, type], list[Rule]] = {}
 _MATCHES: dict[tuple[type, type], tuple[Rule, ...]] = {}
 
 
-def register_tilt(base: type[Distribution], reward: type[Reward]) -> Callable[[RuleT], RuleT]:
+def register_tilt(base: type[Distribution], reward: type[Any]) -> Callable[[RuleT], RuleT]:
     """
     Decorate ``rule(base, reward) -> ExactTilt | None`` as the tilt of a family by a reward type.
 
