@@ -20,7 +20,7 @@ from pyro_tilt.infer.cost import Cost
 from pyro_tilt.infer.weighted_samples import BaseDraws, WeightedSamples
 
 if TYPE_CHECKING:
-    import h5netcdf
+    import h5netcdf  # type: ignore[import-untyped]
 
 FORMAT_VERSION = 1
 GROUP = "pyro_tilt"
