@@ -2,9 +2,9 @@
 """Resampling schemes: ancestors drawn in proportion to weights.
 
 Every scheme is unbiased: item i is chosen ``num * w_i`` times on average.
-Indices are found by search in a float64 cumulative sum over the items of
-positive weight, so an item of weight zero is never chosen and no index
-leaves the range, whatever the rounding.
+Points are located in a float64 cumulative sum over the items of positive
+weight, so an item of weight zero is never chosen and no index leaves the
+range, whatever the rounding.
 """
 
 import math
@@ -33,8 +33,7 @@ def systematic(log_weights: Tensor, num: int, generator: torch.Generator | None 
     [0, 0, 2, 2]
     """
     items, sums = _cumulative(log_weights)
-    uniform = _uniforms(1, sums, generator)
-    return _search(items, sums, (_ladder(num, sums) + uniform) / max(num, 1))
+    return _pick(items, sums, num, _uniforms(1, sums, generator).expand(num))
 
 
 def stratified(log_weights: Tensor, num: int, generator: torch.Generator | None = None) -> Tensor:
@@ -51,8 +50,7 @@ def stratified(log_weights: Tensor, num: int, generator: torch.Generator | None 
     [0, 0, 2, 2]
     """
     items, sums = _cumulative(log_weights)
-    uniforms = _uniforms(num, sums, generator)
-    return _search(items, sums, (_ladder(num, sums) + uniforms) / max(num, 1))
+    return _pick(items, sums, num, _uniforms(num, sums, generator))
 
 
 def multinomial(log_weights: Tensor, num: int, generator: torch.Generator | None = None) -> Tensor:
@@ -119,8 +117,20 @@ def _search(items: Tensor, sums: Tensor, points: Tensor) -> Tensor:
     return items[found.clamp_(max=len(items) - 1)]
 
 
-def _ladder(num: int, like: Tensor) -> Tensor:
-    return torch.arange(num, dtype=like.dtype, device=like.device)
+def _pick(items: Tensor, sums: Tensor, num: int, uniforms: Tensor) -> Tensor:
+    """
+    Items at the points ``(k + uniforms[k]) / num``.
+
+    One point lies in each stratum, so those below a sum are counted at once, without a search.
+    """
+    if num == 0:
+        return items[:0]
+    scaled = sums * (num / sums[-1])
+    stratum = scaled.long().clamp_(max=num - 1)
+    below = stratum + (uniforms[stratum] < scaled - stratum)
+    below[-1] = num
+    copies = below.diff(prepend=below.new_zeros(1))
+    return items.repeat_interleave(copies, output_size=num)
 
 
 def _uniforms(num: int, like: Tensor, generator: torch.Generator | None) -> Tensor:

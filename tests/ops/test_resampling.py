@@ -98,3 +98,19 @@ def test_nothing_drawn_and_bad_weights(scheme):
         scheme(torch.tensor([0.0, inf]), 2)
     with pytest.raises(ValueError, match="shape"):
         scheme(torch.zeros(2, 3), 2)
+
+
+@pytest.mark.parametrize("name", ["systematic", "stratified"])
+def test_points_are_located_as_by_search(name):
+    # Against a plain search with the same uniforms, more and fewer points than items.
+    for seed, (size, num) in enumerate([(10, 7), (100, 1000), (1000, 30), (1, 5)]):
+        log_weights = 2 * torch.randn(size, dtype=torch.float64)
+        generator = torch.Generator().manual_seed(seed)
+        ancestors = getattr(resampling, name)(log_weights, num, generator=generator)
+        generator = torch.Generator().manual_seed(seed)
+        shape = 1 if name == "systematic" else num
+        uniforms = torch.rand(shape, dtype=torch.float64, generator=generator)
+        points = (torch.arange(num, dtype=torch.float64) + uniforms) / num
+        sums = torch.softmax(log_weights, 0).cumsum(0)
+        expected = torch.searchsorted(sums, points, right=True).clamp(max=size - 1)
+        assert torch.equal(ancestors, expected)
