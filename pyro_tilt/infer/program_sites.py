@@ -70,7 +70,8 @@ def read_sites(trace: Trace, weighted: Container[str] = ()) -> ProgramSites:
     :raises TypeError: if a latent site is not a tensor.
     """
     sites = ProgramSites()
-    for name, site in trace.nodes.items():
+    nodes: dict[str, Any] = trace.nodes
+    for name, site in nodes.items():
         if site["type"] != "sample" or site_is_subsample(site):
             continue
         frames = site["cond_indep_stack"]

@@ -3,7 +3,6 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -11,6 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_tilt.infer.draws import Draws
 from pyro_tilt.infer.program_sites import ProgramSites, Site, read_sites
 from pyro_tilt.infer.seeding import preserved_rng
 from pyro_tilt.poutine.particle_plate import ParticlePlate
@@ -18,61 +18,13 @@ from pyro_tilt.poutine.tilt_factor import Beta
 from pyro_tilt.poutine.weight_messenger import WeightMessenger
 from pyro_tilt.rewards import log_tilt
 
+__all__ = ["Draws", "ProgramProposal"]
+
 RULES = (
     "A program that runs over many particles at once must keep the leftmost (particle) axis: no "
     ".item(), 'if' or .mean() over sampled values, index from the right (x[..., 0], dim=-1), and "
     "declare independent dims with pyro.plate or .to_event(). Otherwise pass vectorized=False."
 )
-
-
-@dataclass
-class Draws:
-    """
-    Draws of a proposal with their weights.
-
-    :ivar samples: values of latent and deterministic sites, ``(n,)`` + shape in a plain run.
-    :ivar reward: ``(n,)``; ``beta * reward`` is the log tilt. Sums over plates are float64.
-    :ivar log_factors: ``(n,)`` float64, from observations, other factors and the guide.
-    :ivar log_weights: ``(n,)`` float64, ``log_factors + beta * reward``.
-    """
-
-    samples: dict[str, Tensor]
-    reward: Tensor
-    log_factors: Tensor
-    log_weights: Tensor
-
-    def __len__(self) -> int:
-        return len(self.log_weights)
-
-    def index(self, indices: Any) -> "Draws":
-        """
-        The draws at ``indices``.
-
-        :param indices: a tensor of indices, a boolean mask or a slice.
-        """
-        return Draws(
-            {name: value[indices] for name, value in self.samples.items()},
-            self.reward[indices],
-            self.log_factors[indices],
-            self.log_weights[indices],
-        )
-
-    @staticmethod
-    def cat(parts: Sequence["Draws"]) -> "Draws":
-        """
-        The draws of all parts, in order.
-
-        :param parts: draws of one proposal, at least one.
-        :raises ValueError: if there are none.
-        """
-        if not parts:
-            raise ValueError("Draws.cat: no parts")
-        return Draws(
-            {name: torch.cat([p.samples[name] for p in parts]) for name in parts[0].samples},
-            torch.cat([p.reward for p in parts]),
-            torch.cat([p.log_factors for p in parts]),
-            torch.cat([p.log_weights for p in parts]),
-        )
 
 
 class ProgramProposal:
@@ -201,7 +153,7 @@ class ProgramProposal:
             guided = [
                 name
                 for name in guide_sites.latents
-                if not trace.nodes[name]["infer"].get("is_auxiliary")
+                if not (trace.nodes[name]["infer"] or {}).get("is_auxiliary")
             ]
         trace, plain = self._traced(self.program, WeightMessenger(1, None, replay=replay))
         sites = read_sites(trace, plain.weighted)

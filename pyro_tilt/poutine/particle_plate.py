@@ -59,7 +59,7 @@ class ParticlePlate(IndepMessenger):
                 f"dim {self.dim}, which holds {self.size} particles; index from the right "
                 "('...', dim=-1) and declare independent dims with pyro.plate or .to_event()"
             )
-        has_rsample = fn.has_rsample
-        msg["fn"] = fn = fn.expand(target)
-        if fn.has_rsample != has_rsample:
-            fn.has_rsample = has_rsample
+        expanded: Any = fn.expand(target)
+        if expanded.has_rsample != fn.has_rsample:
+            expanded.has_rsample = fn.has_rsample
+        msg["fn"] = expanded

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
 import random
-import warnings
 
 import numpy as np
 import pyro
@@ -9,7 +8,6 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoMultivariateNormal
 from pyro.infer.reparam import LocScaleReparam
 
 from pyro_tilt import rewards
@@ -335,93 +333,6 @@ def test_sites_that_vary_between_runs_are_an_error():
 
     with pytest.raises(ValueError, match=r"vary between runs.*\['extra'\]"):
         ProgramProposal(program).draw(5)
-
-
-def test_guide_enters_by_its_density():
-    def guide(data=DATA):
-        pyro.sample("scale", dist.Gamma(3.0, 2.0))
-        with pyro.plate("rows", 3, dim=-1):
-            pyro.sample("x", dist.Normal(data, 0.7))
-
-    aligned = align(hierarchy, lambda x: x, 0.3)
-    proposal = ProgramProposal(aligned, guide=guide)
-    assert proposal.log_bound == math.inf
-    draws = proposal.draw(4)
-    for i in range(4):
-        values = {name: draws.samples[name][i] for name in proposal.latents}
-        factors, tilt = log_weight_by_trace(aligned, values)
-        scale, z, x = (values[name] for name in ("scale", "z", "x"))
-        factors += float(
-            dist.Gamma(2.0, 1.0).log_prob(scale) - dist.Gamma(3.0, 2.0).log_prob(scale)
-        )
-        ratio = dist.Normal(z[0], scale).log_prob(x) - dist.Normal(DATA, 0.7).log_prob(x)
-        factors += float(ratio.sum())
-        assert draws.log_factors[i].item() == pytest.approx(factors, rel=1e-4)
-        assert draws.log_weights[i].item() == pytest.approx(factors + tilt, rel=1e-4)
-
-
-def test_exact_posterior_as_guide_gives_constant_weights():
-    def program():
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("y", dist.Normal(z, 1.0), obs=torch.tensor(2.0))
-        return z
-
-    def guide():
-        # The posterior N(1, 1/2) tilted by e^{z} is N(3/2, 1/2).
-        pyro.sample("z", dist.Normal(1.5, math.sqrt(0.5)))
-
-    draws = ProgramProposal(align(program, lambda z: z), guide=guide).draw(200)
-    log_evidence = dist.Normal(0.0, math.sqrt(2.0)).log_prob(torch.tensor(2.0)) + 1.25
-    expected = torch.full((200,), float(log_evidence), dtype=torch.float64)
-    torch.testing.assert_close(draws.log_weights, expected, rtol=0, atol=2e-6)
-
-
-def test_autoguides_propose():
-    guide = AutoMultivariateNormal(hierarchy, init_scale=0.5)
-    proposal = ProgramProposal(hierarchy, guide=guide)
-    draws = proposal.draw(5)
-    assert draws.samples["x"].shape == (5, 3)
-    for i in range(5):
-        values = {name: draws.samples[name][i] for name in proposal.latents}
-        trace = poutine.trace(poutine.condition(hierarchy, data=values)).get_trace()
-        free = torch.cat([values["scale"].log()[None], values["z"], values["x"]])
-        # scale = exp(u), so the density of the guide has the Jacobian 1 / scale.
-        log_guide = (
-            dist.Normal(guide.loc.detach(), 0.5).log_prob(free).sum() - values["scale"].log()
-        )
-        expected = float(trace.log_prob_sum() - log_guide)
-        assert draws.log_weights[i].item() == pytest.approx(expected, rel=1e-4, abs=1e-4)
-
-
-def test_guide_sites_unknown_to_the_program_are_an_error():
-    def guide():
-        pyro.sample("w", dist.Normal(0.0, 1.0))
-
-    with (
-        warnings.catch_warnings(),
-        pytest.raises(ValueError, match=r"(?s)guide.*\['w'\].*latent sites"),
-    ):
-        ProgramProposal(hierarchy, guide=guide)
-
-
-def test_guide_and_program_share_the_indices_of_a_subsampled_plate():
-    data = torch.arange(50.0)
-
-    def program():
-        with pyro.plate("rows", 50, subsample_size=5) as rows:
-            x = pyro.sample("x", dist.Normal(0.0, 100.0))
-            pyro.sample("y", dist.Normal(x, 1.0), obs=data[rows])
-
-    def guide():
-        with pyro.plate("rows", 50, subsample_size=5) as rows:
-            pyro.sample("x", dist.Normal(data[rows], 0.01))
-
-    draws = ProgramProposal(program, guide=guide).draw(30)
-    # With indices of its own the program would see residuals of order ten.
-    log_prior = dist.Normal(0.0, 100.0).log_prob(draws.samples["x"])
-    log_guide_max = dist.Normal(0.0, 0.01).log_prob(torch.tensor(0.0))
-    floor = 10 * (log_prior - log_guide_max - 1.0).sum(-1).double()
-    assert (draws.log_factors > floor - 10 * 5 * 0.92).all()
 
 
 def test_a_reparametrised_site_is_recorded_under_its_own_name():
