@@ -1,6 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inference-time alignment of generative models as conditioning of Pyro programs."""
+"""Inference-time alignment of generative models as conditioning of Pyro programs.
 
+The aligned law is the base law reweighted by ``exp(beta * reward)``. Write it down once, by
+:class:`Tilted` for a distribution or :func:`align` for a program, and hand it to a sampler of
+:mod:`pyro_tilt.infer`.
+"""
+
+from pyro_tilt import rewards
 from pyro_tilt._version import __version__
+from pyro_tilt.distributions import Tilted
+from pyro_tilt.poutine import align, reward_factor
 
-__all__ = ["__version__"]
+__all__ = ["Tilted", "__version__", "align", "reward_factor", "rewards"]
