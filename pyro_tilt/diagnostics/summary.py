@@ -199,9 +199,9 @@ def _sites(result: WeightedSamples) -> dict[str, Any]:
     for name, value in result.samples.items():
         shape = list(value.shape[1:])
         sites[name] = {"shape": shape, "mean": None, "sd": None}
-        if math.prod(shape) <= SMALL_SITE and len(value):
+        if math.prod(shape) <= SMALL_SITE and weight.any():
             live = torch.as_tensor(weight > 0.0, device=value.device)
-            flat = reading.array(value[live]).reshape(int(live.sum()), -1)
+            flat = reading.array(value[live]).reshape(int(live.sum()), math.prod(shape))
             mean = weight[weight > 0.0] @ flat
             sd = np.sqrt(weight[weight > 0.0] @ (flat - mean) ** 2)
             sd = sd if len(flat) > 1 else np.full(sd.shape, np.nan)

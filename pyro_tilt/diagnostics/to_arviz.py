@@ -64,9 +64,9 @@ def to_arviz(
     >>> from pyro_tilt.infer import ImportanceSampler
     >>> import pyro, pyro.distributions as dist
     >>> program = lambda: pyro.sample("x", dist.Normal(0.0, 1.0))
-    >>> result = ImportanceSampler(program, reward=lambda x: x, num_samples=100, seed=0).run()
+    >>> result = ImportanceSampler(program, reward=lambda x: x, num_samples=1000, seed=0).run()
     >>> dict(to_arviz(result).posterior["x"].sizes)
-    {'chain': 1, 'draw': 100}
+    {'chain': 1, 'draw': 1000}
     """
     raw = result.log_weights
     if not bool((raw > -math.inf).any()):
@@ -150,7 +150,8 @@ def _smc_stats(result: WeightedSamples) -> dict[str, xr.Dataset]:
     if not result.steps:
         return {}
     rows = {n: v if result.num_chains > 1 else v[None] for n, v in result.steps.items()}
-    variables = {name: value.unsqueeze(1) for name, value in rows.items()}
+    names = {"log_normalizer": "log_evidence"}
+    variables = {names.get(name, name): value.unsqueeze(1) for name, value in rows.items()}
     return {"smc_stats": _dataset(variables, leading=(*_LEADING, "step"))}
 
 

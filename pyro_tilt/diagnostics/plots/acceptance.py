@@ -50,8 +50,9 @@ def plot_acceptance(result: WeightedSamples, *, ax: Axes | None = None) -> Axes:
     bound = reading.baseline(result)
     given = math.isfinite(bound)
     bound = bound if given else float(finite.max())
+    name = "baseline" if "baseline" in result.info else "bound" if given else "largest base weight"
     # The far left tail of the base is never accepted and would squeeze the rest.
-    shown = finite[finite >= np.quantile(finite, 0.01)]
+    shown = finite[finite >= np.quantile(finite, 0.01, method="lower")]
     edges = style.bin_edges(np.append(shown, bound) if given else shown)
     _densities(ax, finite, bound, edges, result.info)
     ax.axvline(
@@ -60,7 +61,7 @@ def plot_acceptance(result: WeightedSamples, *, ax: Axes | None = None) -> Axes:
         linestyle="--",
         linewidth=1.2,
         ymax=0.69,
-        label=f"baseline b = {bound:.3g}" if given else f"largest base weight {bound:.3g}",
+        label=f"{name} b = {bound:.3g}",
     )
     rate = result.info.get("acceptance_rate")
     mean = float(np.minimum(1.0, np.exp(np.minimum(finite - bound, 0.0))).sum() / levels.size)

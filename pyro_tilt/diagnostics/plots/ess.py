@@ -106,7 +106,7 @@ def _over_steps(ax: Axes, result: WeightedSamples) -> Axes:
             marker="o" if len(row) == 1 else None,
             label=label,
         )
-        if (flag > 0).any():
+        if (flag > 0).any() and not many:
             ax.plot(
                 steps[flag > 0],
                 row[flag > 0],

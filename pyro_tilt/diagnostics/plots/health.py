@@ -94,16 +94,16 @@ def plot_health(result: WeightedSamples) -> Figure:
 
 def _numbers(ax: Axes, found: Summary) -> None:
     ax.set_axis_off()
-    lines = key_lines(found.numbers, 60)
+    lines = key_lines(found.numbers, 69)
     ax.text(
         0.0,
         1.0,
         "\n".join(lines),
         transform=ax.transAxes,
         family="monospace",
-        fontsize=8.5,
+        fontsize=7.9,
         va="top",
-        linespacing=1.4,
+        linespacing=1.5,
     )
 
 
