@@ -22,6 +22,7 @@ INTERVALS = [
     (0.0, 1.0, 1.0, 1.001),
     (-3.0, 0.5, -10.0, 30.0),
     (1e3, 2.0, -5.0, 5.0),
+    (1.0, 2.0, -8.0, 1.5),
 ]
 
 
@@ -65,7 +66,7 @@ def test_support_has_a_bijection(low, high):
 def test_truncated_normal_draws(loc, scale, low, high):
     law = TruncatedNormal(torch.tensor(loc, dtype=torch.float64), scale, low, high)
     ranks = law.cdf(law.sample((5000,)))
-    # Nine tests at 1e-6 each.
+    # Ten tests at 1e-6 each.
     assert stats.kstest(ranks.numpy(), "uniform").pvalue > 1e-6
 
 

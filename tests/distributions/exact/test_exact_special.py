@@ -6,8 +6,9 @@ import math
 import pyro.distributions as dist
 import pytest
 import torch
-from exact_cases import default_dtype, indefinite, positive, randn, slopes, triangular
+from exact_cases import default_dtype, indefinite
 from pyro.distributions.torch_distribution import MaskedDistribution
+from scalar_cases import positive, randn, slopes, triangular
 
 from pyro_tilt.distributions.registry import find_tilt
 from pyro_tilt.distributions.truncated_normal import TruncatedNormal
