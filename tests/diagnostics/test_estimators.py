@@ -278,3 +278,20 @@ def test_estimate_prints_and_unpacks():
     value, error = Estimate(1.23456, 0.0123)
     assert (value, error) == (1.23456, 0.0123)
     assert str(Estimate(1.23456, 0.0123)) == "1.235 ± 0.012"
+
+
+def test_noise_of_the_observations_cancels_from_base_draws():
+    """Both evidences come from the same base draws, so a small tilt has a small error."""
+    generator = torch.Generator().manual_seed(2)
+    reward, log_factors = base_draws(4000, generator)
+    draws = WeightedSamples(
+        kind="iid",
+        samples={},
+        stats={"reward": exact_rewards(1000, generator)},
+        log_weights=torch.zeros(1000),
+        certificate=EXACT,
+        beta=1e-4,
+        base=BaseDraws(reward=reward, log_factors=log_factors),
+    )
+    # Rewards of standard deviation about one, times beta, over the root of the draws.
+    assert kl_to_base(draws).error < 1e-5
