@@ -52,7 +52,7 @@ class LCB(Sampler):
 
     gives :math:`\kappa \le \epsilon`. The log-moment generating function comes from base draws, for
     the :math:`\lambda` at which their effective sample size allows it; the baseline is raised until
-    held-out draws agree, and never lies below :math:`\log Z`.
+    held-out draws agree, and never lies below :math:`\log Z` nor above every weight seen.
 
     Certificate, for the unweighted draws: *bounded* in total variation by the upper confidence
     bound of the clipped mass (empirical Bernstein, Maurer and Pontil 2009, arXiv 0907.3740) where
@@ -184,7 +184,9 @@ class LCB(Sampler):
             held_out = log_weights
         if not bool((fitted > -math.inf).any()):
             fitted = log_weights
-        found = chernoff_baseline(fitted, self.epsilon, upper_bound=log_bound)
+        # Where few exponents can be trusted the Chernoff bound lies far above every weight seen.
+        ceiling = min(log_bound, float(log_weights.max()))
+        found = chernoff_baseline(fitted, self.epsilon, upper_bound=ceiling)
         if not found.trusted:
             warnings.warn(
                 f"{len(fitted)} calibration draws are too few to learn the baseline: the largest "
@@ -193,9 +195,9 @@ class LCB(Sampler):
                 SamplerWarning,
                 stacklevel=6,
             )
-            found = replace(found, value=max(found.log_z, float(log_weights.max())))
+            found = replace(found, value=max(found.log_z, ceiling))
         # A Chernoff bound is conservative; where the held-out draws disagree it was fitted to luck.
-        checked = calibrate(found, held_out, self.epsilon, upper_bound=log_bound)
+        checked = calibrate(found, held_out, self.epsilon, upper_bound=ceiling)
         return checked if checked.value > found.value else found
 
     def _result(
