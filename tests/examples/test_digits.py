@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
 import pickle
 import sys
 
@@ -10,8 +11,10 @@ from pyro import poutine
 from pyro_tilt import rewards
 from pyro_tilt.examples.digits import data, model, train
 from pyro_tilt.examples.digits import program as program_module
+from pyro_tilt.examples.digits.__main__ import Settings, demo, main
 from pyro_tilt.examples.digits.classifier import Classifier, load_classifier, score
 from pyro_tilt.examples.digits.program import DiffusionSampler, digits_program
+from pyro_tilt.examples.digits.report import mosaic, save_summary, second_opinion
 from pyro_tilt.examples.digits.rewards import LogProbability, ink_reward, reads_as
 from pyro_tilt.infer.cost import CountRows
 
@@ -37,7 +40,7 @@ def held_out(digits):
 def base(denoiser):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        return DiffusionSampler(denoiser, 50).sample((512,))
+        return DiffusionSampler(denoiser).sample((512,))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -303,3 +306,74 @@ def test_chunk_bounds_the_rows_of_a_call():
 
     DiffusionSampler(Spy(), 1, chunk=program_module.MAX_ROWS).sample((2500,))
     assert sizes == [1024, 1024, 452]
+
+
+def test_demo_writes_its_pages_and_confirms_the_effect(tmp_path, capsys):
+    settings = Settings(
+        steps=5,
+        ink_beta=30.0,
+        ink_draws=300,
+        ink_accepted=10,
+        calibration=2000,
+        digit_accepted=30,
+    )
+    demo(tmp_path, settings)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "digits_ink.png",
+        "digits_three.png",
+        "health_ink.png",
+        "health_ink_lcb.png",
+        "health_three.png",
+        "health_three_lcb.png",
+        "summary.json",
+    }
+    found = json.loads((tmp_path / "summary.json").read_text())
+    ink, three = found["ink"]["importance"], found["three"]["rejection"]
+    # In units of the gain's own standard error; the base has a spread of 0.03.
+    assert ink["reward"]["gain"] > 5 * ink["reward"]["gain_error"]
+    assert ink["kl"]["value"] > 0.1
+    assert ink["cost"]["network_rows"] == 5 * 300
+    assert three["certificate"]["law"] == "exact"
+    assert three["reward"]["after"] > -0.5 > three["reward"]["before"]
+    assert three["cost"]["network_rows"] == 5 * three["cost"]["base_draws"]
+    # About one digit in ten is a 3, and beta = 2 accepts hardly anything else.
+    assert 0.03 < three["acceptance"]["rate"] < 0.25
+    opinion = found["second_opinion"]
+    assert opinion["before"]["probability"]["mean"] < 0.25
+    assert opinion["after"]["probability"]["mean"] > 0.75
+    printed = capsys.readouterr().out
+    assert "READS AS A 3" in printed
+    assert "accuracy 98.9%" in printed
+
+
+def test_demo_says_what_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(SystemExit, match=r"pip install pyro-tilt\[demo\]"):
+        main(["--out", str(tmp_path)])
+
+
+def test_mosaic_places_images_by_rows():
+    images = torch.full((3, 1, 8, 8), -1.0)
+    images[2] = 1.0
+    page = mosaic(images, rows=2, columns=2)
+    assert page.shape == (18, 18)
+    assert page[10:, :8].eq(1).all()
+    assert page.sum() == 64
+
+
+def test_second_opinion_averages_what_the_judge_says():
+    probabilities = torch.tensor([[0.2, 0.8], [0.6, 0.4], [0.9, 0.1]], dtype=torch.float64)
+    found = second_opinion(lambda images: probabilities.log(), torch.zeros(3, 1, 8, 8), 0)
+    assert found["probability"]["mean"] == pytest.approx(1.7 / 3)
+    assert found["probability"]["error"] == pytest.approx(probabilities[:, 0].std().item() / 3**0.5)
+    assert found["log_probability"]["mean"] == pytest.approx(
+        probabilities[:, 0].log().mean().item()
+    )
+    assert found["read_as"]["mean"] == pytest.approx(2 / 3)
+    assert found["images"] == 3
+
+
+def test_summary_writes_null_for_what_is_not_finite(tmp_path):
+    save_summary(tmp_path / "s.json", {"a": [float("nan"), 1.5], "b": {"c": -float("inf")}})
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert found == {"a": [None, 1.5], "b": {"c": None}}

@@ -11,74 +11,84 @@ from typing import Any
 from torch import Tensor
 
 from pyro_tilt import align
+from pyro_tilt.diagnostics import plot_health
 from pyro_tilt.examples.digits.classifier import Classifier, load_classifier
 from pyro_tilt.examples.digits.model import WEIGHTS, Denoiser, load_denoiser, load_facts
 from pyro_tilt.examples.digits.program import MAX_ROWS, digits_program
-from pyro_tilt.examples.digits.report import (
-    gallery,
-    save_pictures,
-    save_summary,
-    second_opinion,
-)
+from pyro_tilt.examples.digits.report import gallery, save_summary, second_opinion
 from pyro_tilt.examples.digits.rewards import ink_reward, reads_as
 from pyro_tilt.infer import LCB, ImportanceSampler, Rejection, WeightedSamples
 
 PAGE = 80
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 @dataclass(frozen=True)
 class Settings:
     """What the demo runs; the defaults take about two minutes on two cores."""
 
-    steps: int = 50
+    steps: int = 40
     seed: int = 0
-    ink_beta: float = 60.0
-    ink_draws: int = 10_000
-    ink_accepted: int = 200
+    ink_beta: float = 50.0
+    ink_draws: int = 8_000
+    ink_accepted: int = 100
+    calibration: int = 3_000
     digit: int = 3
     digit_beta: float = 2.0
     digit_accepted: int = 400
 
 
-def run_ink(denoiser: Denoiser, settings: Settings) -> tuple[WeightedSamples, WeightedSamples]:
+def run_ink(denoiser: Denoiser, settings: Settings) -> dict[str, WeightedSamples]:
     """
     More ink: a reward linear in the pixels, whose bound no digit comes near.
 
     :param denoiser: the network.
     :param settings: see :class:`Settings`.
-    :returns: weighted draws by importance sampling, independent draws by LCB.
+    :returns: weighted draws by ``importance`` sampling, independent draws by ``lcb``.
     """
     aligned = align(digits_program, ink_reward(), settings.ink_beta)
-    common = {"seed": settings.seed, "max_batch": MAX_ROWS, "progress": True}
+    common: dict[str, Any] = {"seed": settings.seed, "max_batch": MAX_ROWS, "progress": True}
     weighted = ImportanceSampler(aligned, num_samples=settings.ink_draws, **common)
-    independent = LCB(aligned, num_samples=settings.ink_accepted, epsilon=0.05, **common)
-    return (
-        weighted.run(denoiser, steps=settings.steps),
-        independent.run(denoiser, steps=settings.steps),
+    independent = LCB(
+        aligned,
+        num_samples=settings.ink_accepted,
+        epsilon=0.05,
+        num_calibration=settings.calibration,
+        **common,
     )
+    return {
+        "importance": weighted.run(denoiser, steps=settings.steps),
+        "lcb": independent.run(denoiser, steps=settings.steps),
+    }
 
 
 def run_digit(
     denoiser: Denoiser, classifier: Classifier, settings: Settings
-) -> tuple[WeightedSamples, WeightedSamples]:
+) -> dict[str, WeightedSamples]:
     """
     Reads as a digit: a log probability, so that rejection with bound 0 is exact.
 
     :param denoiser: the network.
     :param classifier: the classifier whose opinion is the reward.
     :param settings: see :class:`Settings`.
-    :returns: exact draws by rejection, draws by LCB, which does not use the bound.
+    :returns: exact draws by ``rejection``, draws by ``lcb``, whose baseline is learned.
     """
     aligned = align(digits_program, reads_as(classifier, settings.digit), settings.digit_beta)
     count = settings.digit_accepted
     # Another seed than that of the ink run, whose base draws are what these are held against.
-    common = {"seed": settings.seed + 1, "max_batch": MAX_ROWS, "progress": True}
+    common: dict[str, Any] = {"seed": settings.seed + 1, "max_batch": MAX_ROWS, "progress": True}
     exact = Rejection(aligned, num_samples=count, **common)
-    learned = LCB(aligned, num_samples=count, epsilon=0.05, **common)
-    return (
-        exact.run(denoiser, steps=settings.steps),
-        learned.run(denoiser, steps=settings.steps),
+    learned = LCB(
+        aligned,
+        num_samples=count,
+        epsilon=0.05,
+        num_calibration=settings.calibration,
+        **common,
     )
+    return {
+        "rejection": exact.run(denoiser, steps=settings.steps),
+        "lcb": learned.run(denoiser, steps=settings.steps),
+    }
 
 
 def confirm(judge: Classifier, base: Tensor, aligned: Tensor, digit: int) -> dict[str, Any]:
@@ -123,9 +133,40 @@ def confirmation_text(found: dict[str, Any], facts: dict[str, Any], digit: int) 
     return "\n".join(lines)
 
 
-def _reward_titles(result: WeightedSamples, what: str, law: str) -> tuple[str, str]:
-    reward = result.summary().to_dict()["reward"]
-    return f"base: {what} {reward['before']:.3f}", f"{law}: {what} {reward['after']:.3f}"
+def write_pages(
+    out: Path,
+    name: str,
+    base: Tensor,
+    runs: dict[str, WeightedSamples],
+    *,
+    shown: str,
+    title: str,
+    what: str,
+) -> None:
+    """
+    The page of digits before and after, and a health page of each run.
+
+    :param out: an existing folder.
+    :param name: ending of the file names.
+    :param base: draws of the base.
+    :param runs: runs of one target; the first one's health page has no further ending.
+    :param shown: name of the run whose independent draws are shown.
+    :param title: over the page.
+    :param what: the reward in words.
+    """
+    result = runs[shown]
+    reward = result.summary().numbers["reward"]
+    page = gallery(
+        base[:PAGE],
+        result.samples["x_0"][:PAGE],
+        title=f"{title}: {len(result):,} {result.certificate.law} draws by {result.sampler}",
+        base_title=f"base: {what} {reward['before']:.3f}",
+        aligned_title=f"aligned, beta = {result.beta:g}: {what} {reward['after']:.3f}",
+    )
+    page.savefig(out / f"digits_{name}.png")
+    for place, (run_name, run) in enumerate(runs.items()):
+        ending = name if place == 0 else f"{name}_{run_name}"
+        plot_health(run).savefig(out / f"health_{ending}.png", dpi=120)
 
 
 def demo(out: Path, settings: Settings) -> dict[str, Any]:
@@ -140,51 +181,31 @@ def demo(out: Path, settings: Settings) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     denoiser, reader, judge = load_denoiser(), load_classifier("a"), load_classifier("b")
     facts = {name: load_facts(WEIGHTS / f"classifier_{name}.safetensors") for name in "ab"}
-    digit = settings.digit
+    digit, word = settings.digit, WORDS[settings.digit]
 
-    weighted, independent = run_ink(denoiser, settings)
-    base = weighted.samples["x_0"]
-    before, after = _reward_titles(weighted, "mean ink", f"aligned, beta {settings.ink_beta:g}")
-    page = gallery(
-        base[:PAGE],
-        independent.samples["x_0"][:PAGE],
-        title="More ink",
-        base_title=before,
-        aligned_title=after,
-    )
-    save_pictures(out, "ink", page, weighted)
+    ink = run_ink(denoiser, settings)
+    base = ink["importance"].samples["x_0"]
+    write_pages(out, "ink", base, ink, shown="lcb", title="More ink", what="mean ink")
+    read = run_digit(denoiser, reader, settings)
+    what = f"mean log P({digit})"
+    title = f"Reads as a {digit}"
+    write_pages(out, word, base, read, shown="rejection", title=title, what=what)
+    opinion = confirm(judge, base, read["rejection"].samples["x_0"], digit)
 
-    exact, learned = run_digit(denoiser, reader, settings)
-    drawn = exact.samples["x_0"]
-    before, after = _reward_titles(
-        exact, f"mean log P({digit})", f"aligned, beta {settings.digit_beta:g}"
-    )
-    page = gallery(
-        base[:PAGE],
-        drawn[:PAGE],
-        title=f"Reads as a {digit}",
-        base_title=before,
-        aligned_title=after,
-    )
-    save_pictures(out, "three" if digit == 3 else str(digit), page, exact)
-    opinion = confirm(judge, base, drawn, digit)
-
-    runs = {"importance": weighted, "lcb": independent}, {"rejection": exact, "lcb": learned}
     summary = {
         "settings": asdict(settings),
-        "ink": {name: run.summary().to_dict() for name, run in runs[0].items()},
-        "digit": {name: run.summary().to_dict() for name, run in runs[1].items()}
-        | {"second_opinion": opinion},
+        "ink": {name: run.summary().to_dict() for name, run in ink.items()},
+        word: {name: run.summary().to_dict() for name, run in read.items()},
+        "second_opinion": opinion,
         "classifiers": facts,
         "seconds": time.perf_counter() - started,
     }
     save_summary(out / "summary.json", summary)
-    print(f"\nMORE INK, beta {settings.ink_beta:g}")
-    print(weighted.summary(), independent.summary(), sep="\n\n")
-    print(f"\nREADS AS A {digit}, beta {settings.digit_beta:g}")
-    print(exact.summary(), learned.summary(), sep="\n\n")
+    for heading, runs in ((f"more ink, beta {settings.ink_beta:g}", ink), (title.lower(), read)):
+        print(f"\n\n{heading.upper()}\n")
+        print(*(run.summary() for run in runs.values()), sep="\n\n")
     print("\n" + confirmation_text(opinion, facts["b"], digit))
-    print(f"\npictures and summary.json in {out}/ after {summary['seconds']:.0f} s")
+    print(f"\npictures and summary.json are in {out}/, made in {summary['seconds']:.0f} s")
     return summary
 
 

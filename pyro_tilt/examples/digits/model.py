@@ -104,7 +104,7 @@ def make_scheduler() -> Any:
 
 
 @cache
-def reverse_steps(steps: int = 50) -> tuple[ReverseStep, ...]:
+def reverse_steps(steps: int = 40) -> tuple[ReverseStep, ...]:
     r"""
     The ancestral steps of a respaced DDPM, from noise to image.
 

@@ -21,7 +21,7 @@ Shape = torch.Size | list[int] | tuple[int, ...]
 
 
 def digits_program(
-    model: nn.Module, *, steps: int = 50, record: str = "last", chunk: int = MAX_ROWS
+    model: nn.Module, *, steps: int = 40, record: str = "last", chunk: int = MAX_ROWS
 ) -> Tensor:
     r"""
     Draws a handwritten digit by ancestral sampling of a denoising diffusion.
@@ -99,7 +99,7 @@ class DiffusionSampler(TorchDistribution):
     def __init__(
         self,
         model: nn.Module,
-        steps: int = 50,
+        steps: int = 40,
         *,
         batch_shape: Shape = SCALAR,
         chunk: int = MAX_ROWS,

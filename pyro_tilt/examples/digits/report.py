@@ -11,9 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pyro_tilt.diagnostics import plot_health
-from pyro_tilt.infer import WeightedSamples
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -90,34 +87,22 @@ def gallery(
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12.0, 5.9), dpi=120, layout="constrained")
+    figure = Figure(figsize=(12.5, 5.6), dpi=120)
     left, right = figure.subplots(1, 2)
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.015, top=0.86, wspace=0.04)
     _show(left, base, base_title)
     _show(right, aligned, aligned_title)
-    figure.suptitle(title, fontsize=15)
+    figure.suptitle(title, fontsize=15, y=0.975)
     return figure
 
 
 def _show(ax: Axes, images: Tensor, title: str) -> None:
-    ax.imshow(mosaic(images).numpy(), cmap="gray_r", vmin=0.0, vmax=1.0, interpolation="nearest")
+    page = torch.nn.functional.pad(mosaic(images), (2, 2, 2, 2))
+    ax.imshow(page.numpy(), cmap="gray_r", vmin=0.0, vmax=1.0, interpolation="nearest")
     ax.set_title(title, fontsize=12)
-    ax.set_axis_off()
-
-
-def save_pictures(folder: Path, name: str, page: Figure, result: WeightedSamples) -> list[Path]:
-    """
-    Writes the page of digits and the health page of a run.
-
-    :param folder: an existing folder.
-    :param name: ending of the file names.
-    :param page: from :func:`gallery`.
-    :param result: the run whose health is plotted.
-    :returns: the files.
-    """
-    paths = [folder / f"digits_{name}.png", folder / f"health_{name}.png"]
-    page.savefig(paths[0])
-    plot_health(result).savefig(paths[1], dpi=120)
-    return paths
+    ax.set(xticks=[], yticks=[])
+    for spine in ax.spines.values():
+        spine.set_color("0.8")
 
 
 def save_summary(path: Path, facts: dict[str, Any]) -> None:
