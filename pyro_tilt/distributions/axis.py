@@ -17,7 +17,7 @@ from torch.nn.functional import logsigmoid
 # float64 at another finite end. Single precision overflows sooner.
 FAR = 300.0
 FAR_SINGLE = 80.0
-NEAR = 33.0
+NEAR = 30.0
 
 
 @dataclass(frozen=True)

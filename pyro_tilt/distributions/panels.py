@@ -49,8 +49,12 @@ GAUSS = (
 DEPTH = 60.0
 # Neighbouring points of a flank differ by at most this many nats.
 STEP = 4.0
+# Steps smaller than this many nats are no jumps.
+JUMP = 1e-3
 MAX_VALUES = 1 << 22
 MAX_PANELS = 6000
+# Rounds in which the error must halve.
+PATIENCE = 8
 
 
 def _rule(like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,6 +133,51 @@ def bridge(fn: LogIntegrand, t: Tensor, h: Tensor, rounds: int = 50) -> tuple[Te
     return t, h
 
 
+def thinned(t: Tensor, h: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    """
+    Every ``stride``-th point and all on steep stretches; the rest fall onto the one before.
+
+    :param t: points in ascending order, shape ``(n,) + batch_shape``.
+    :param h: the log integrand there.
+    """
+    drop = h.diff(dim=0).abs() > STEP / 8
+    steep = torch.cat([drop, drop[-1:]]) | torch.cat([drop[:1], drop])
+    index = torch.arange(len(t), device=t.device).reshape(-1, *(1,) * (t.dim() - 1))
+    keep = steep | (index % stride == 0) | (index == len(t) - 1)
+    last = torch.where(keep, index, 0).cummax(0).values
+    return t.gather(0, last), h.gather(0, last)
+
+
+def pin_jumps(fn: LogIntegrand, t: Tensor, h: Tensor, rounds: int = 50) -> tuple[Tensor, Tensor]:
+    """
+    Points added by halving wherever halving a gap does not shrink the step across it.
+
+    A jump that falls between an edge of a panel and its outermost node shows in neither rule.
+
+    :param fn: the log integrand.
+    :param t: points in ascending order, shape ``(n,) + batch_shape``.
+    :param h: the log integrand there.
+    :param rounds: how often a gap may be halved.
+    """
+    parent = torch.zeros_like(h)
+    for _ in range(rounds):
+        drop = (h[1:] - h[:-1]).abs()
+        stays = (drop > JUMP) & (drop > 0.9 * parent[:-1]) & (t[1:] > t[:-1])
+        stays &= h[1:].maximum(h[:-1]) > h.amax(0) - 2 * DEPTH / 3
+        count = int(stays.sum(0).amax())
+        if count == 0:
+            break
+        # Gaps that only fill up the count are marked as smooth, never to be halved again.
+        size, gap = torch.where(stays, drop, -1.0).topk(count, dim=0)
+        size = torch.where(size > 0, size, math.inf)
+        middle = (t.gather(0, gap) + t.gather(0, gap + 1)) / 2
+        parent = torch.cat([parent.scatter(0, gap, size), size])
+        t, order = torch.cat([t, middle]).sort(dim=0, stable=True)
+        h = torch.cat([h, in_chunks(fn, middle)]).gather(0, order)
+        parent = parent.gather(0, order)
+    return t, h
+
+
 @dataclass
 class Panels:
     """
@@ -188,15 +237,18 @@ class Panels:
 
     def refine(self, fn: LogIntegrand, tolerance: float) -> Panels:
         """Halve the worst panels until the rules agree within the tolerance, or stop improving."""
-        panels, best, idle = self, math.inf, 0
+        panels = self
+        totals: list[float] = []
         while True:
             errors = panels.errors()
-            total = float(errors.sum(0).amax())
-            best, idle = (total, 0) if total < best / 2 else (best, idle + 1)
-            if total <= tolerance or idle > 8 or len(panels.low) > MAX_PANELS:
+            total = errors.sum(0)
+            totals.append(float(total.amax()))
+            stuck = len(totals) > PATIENCE and totals[-1] > totals[-1 - PATIENCE] / 2
+            if totals[-1] <= tolerance or stuck or len(panels.low) > MAX_PANELS:
                 return panels
-            poor = int((errors > tolerance / (2 * len(errors))).sum(0).amax())
-            panels = panels._halve(fn, errors, max(1, min(poor, max(64, len(errors) // 2))))
+            # Rounding leaves some error in every panel; only what stands out is worth halving.
+            poor = (errors > errors.amax(0) / 8) & (total > tolerance)
+            panels = panels._halve(fn, errors, max(1, min(64, int(poor.sum(0).amax()))))
 
     def _halve(self, fn: LogIntegrand, errors: Tensor, count: int) -> Panels:
         worst = errors.topk(count, dim=0).indices

@@ -15,7 +15,15 @@ from torch.distributions import Distribution
 from pyro_tilt.distributions.axis import FAR, FAR_SINGLE, Axis, in_double, support_ends
 from pyro_tilt.distributions.grid_law import GridLaw
 from pyro_tilt.distributions.inspection import pilot_draws
-from pyro_tilt.distributions.panels import DEPTH, Panels, bridge, in_chunks, zoom
+from pyro_tilt.distributions.panels import (
+    DEPTH,
+    Panels,
+    bridge,
+    in_chunks,
+    pin_jumps,
+    thinned,
+    zoom,
+)
 from pyro_tilt.distributions.registry import ExactTilt, register_tilt
 from pyro_tilt.rewards import Linear, LinearIn, MaxAffine, Quadratic, Reward, Scaled, Sum
 from pyro_tilt.rewards.tensors import multiply_values
@@ -187,7 +195,7 @@ def integrate_tilt(base: Any, reward: Reward) -> ExactTilt | None:
         if error > WORST_ERROR:
             return None
         knots, densities, distance = _table(fn, panels)
-    log_z, t, log_weights = _normalizer(fn, base, panels, ends)
+    log_z, t, log_weights = _normalizer(fn, base, panels, ends, beyond)
     law = QuadratureLaw(
         base, reward, log_z.to(draws.dtype), fn.axis.value(t), log_weights,
         axis=axis, knots=knots, densities=densities, tails=tails,
@@ -221,7 +229,8 @@ def _integrate(
     fn: _Integrand, axis: Axis, draws: Tensor, tolerance: float
 ) -> tuple[Panels, Tensor, Tensor]:
     fine = draws[0].numel() <= FINE_BATCH
-    t = _probes(axis, draws, 0.05 if fine else 0.2)
+    stride = 20 if draws[0].numel() <= FINE_BATCH // 16 else 5 if fine else 1
+    t = _probes(axis, draws, 0.1 / stride)
     t, h = zoom(fn, t, in_chunks(fn, t), *((8, 16) if fine else (3, 12)))
     t, h = bridge(fn, t, h)
     top = h.amax(0)
@@ -236,6 +245,7 @@ def _integrate(
     _refuse_blocked(fn, t, first, last)
     low = t.gather(0, (first - 1).clamp(min=0)[None])
     high = t.gather(0, (last + 1).clamp(max=len(t) - 1)[None])
+    t, h = pin_jumps(fn, *thinned(t, h, stride))
     panels = Panels.between(fn, t.clamp(low, high)).refine(fn, tolerance)
     return panels, *_tails(fn, axis, low[0], high[0], panels.log_integral())
 
@@ -244,7 +254,7 @@ def _probes(axis: Axis, draws: Tensor, spacing: float) -> Tensor:
     """Points in ascending order: dense near the middle, sparse far out, and where draws fall."""
     reach = max(abs(end) for end in axis.limits)
     near = torch.arange(0, 10, spacing, dtype=torch.float64)
-    far = torch.logspace(1, math.log10(reach), int(12 / spacing), dtype=torch.float64)
+    far = torch.logspace(1, math.log10(reach), int(min(400, 12 / spacing)), dtype=torch.float64)
     one_side = torch.cat([near, far])
     line = torch.cat([-one_side.flip(0)[:-1], one_side, torch.tensor(axis.limits)])
     line = line.clamp(*axis.limits).unique()
@@ -335,7 +345,7 @@ def _quantiles(low: Tensor, high: Tensor, mass: Tensor, levels: Tensor) -> Tenso
 
 
 def _normalizer(
-    fn: _Integrand, base: Distribution, panels: Panels, ends: tuple[Any, Any]
+    fn: _Integrand, base: Distribution, panels: Panels, ends: tuple[Any, Any], beyond: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The log normaliser on the graph of base and reward, the nodes and their log masses."""
     t, log_weights = panels.nodes()
@@ -344,4 +354,4 @@ def _normalizer(
     fn.base = in_double(base)
     h = in_chunks(fn, t) + log_weights
     log_z = torch.logsumexp(h, 0)
-    return log_z, t, h - log_z
+    return log_z + beyond.log1p(), t, h - log_z
