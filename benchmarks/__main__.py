@@ -7,6 +7,8 @@ import importlib
 import sys
 from pathlib import Path
 
+import torch
+
 from benchmarks.harness import machine, table
 
 MODULES = ("bench_importance", "bench_pool", "bench_tilted", "bench_memory")
@@ -14,11 +16,12 @@ INTRODUCTION = """\
 # Benchmark results
 
 Written by `make bench`. Every ratio is the median of paired runs within one process, so that a
-busy machine slows both sides alike; single figures move by about 20 %.
+busy machine slows both sides alike; single figures move by about 20 %. One torch thread.
 """
 
 
 def main() -> int:
+    torch.set_num_threads(1)
     sections = [INTRODUCTION, f"Machine: {machine()}.\n"]
     missed = 0
     for name in MODULES:

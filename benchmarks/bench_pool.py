@@ -8,7 +8,7 @@ import math
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.distributions.testing.rejector import Rejector
+from pyro.distributions import Rejector
 from torch import Tensor
 
 from benchmarks.harness import Row
@@ -24,8 +24,8 @@ class Counting(dist.Uniform):
 
     drawn = 0
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        values = super().sample(sample_shape)
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        values = super().rsample(sample_shape)
         type(self).drawn += values.numel()
         return values
 
@@ -47,7 +47,9 @@ def pooled_waste(rate: float) -> float:
         return pyro.sample("u", dist.Uniform(torch.tensor(0.0), torch.tensor(1.0)))
 
     reward = rewards.Constraint(lambda u: u < rate)
-    result = Rejection(program, reward=reward, num_samples=COUNT, max_batch=2**20, seed=0).run()
+    result = Rejection(
+        program, reward=reward, num_samples=COUNT, max_batch=2**20, seed=0, progress=False
+    ).run()
     return result.info["wasted"] / result.cost.base_draws
 
 

@@ -9,14 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pyro_tilt.infer.certificate import Certificate
 from pyro_tilt.infer.errors import SamplerWarning, ZeroWeights
 from pyro_tilt.infer.proposal import Draws
 from pyro_tilt.infer.sampler import Run, Sampler
 from pyro_tilt.infer.weighted_samples import BaseDraws, WeightedSamples
-from pyro_tilt.ops.importance import effective_sample_size, log_evidence
+from pyro_tilt.ops.importance import summarize
 from pyro_tilt.ops.psis import khat_threshold, pareto_smooth
 
 __all__ = ["ImportanceSampler"]
@@ -74,7 +73,7 @@ class ImportanceSampler(Sampler):
     def _sample(self, run: Run) -> WeightedSamples:
         draws = self._draw(run)
         log_weights = draws.log_weights
-        log_z, log_z_error = log_evidence(log_weights)
+        log_z, log_z_error, ess = summarize(log_weights)
         smoothed, pareto_k = None, None
         if self.pareto_smoothing:
             smoothed, shape = pareto_smooth(log_weights)
@@ -106,17 +105,19 @@ class ImportanceSampler(Sampler):
                 "constraint; the draws are in .partial of this error",
                 result,
             )
-        self._warn(log_weights, pareto_k)
+        self._warn(float(ess), pareto_k)
         return result
 
     def _draw(self, run: Run) -> Draws:
+        if self.num_samples <= self.max_batch:
+            return run.proposal.draw(self.num_samples)
         parts = []
         with run.bar(self.num_samples) as bar:
             for start in range(0, self.num_samples, self.max_batch):
                 size = min(self.max_batch, self.num_samples - start)
                 parts.append(run.proposal.draw(size))
                 bar.update(size)
-        return parts[0] if len(parts) == 1 else Draws.cat(parts)
+        return Draws.cat(parts)
 
     def _certificate(self, pareto_k: float | None) -> Certificate:
         fitted = pareto_k is not None and not math.isinf(pareto_k)
@@ -132,10 +133,9 @@ class ImportanceSampler(Sampler):
             + ("" if fitted else "; no tail was fitted, so that the weights were not judged"),
         )
 
-    def _warn(self, log_weights: Tensor, pareto_k: float | None) -> None:
+    def _warn(self, ess: float, pareto_k: float | None) -> None:
         if pareto_k is None:
             return
-        ess = float(effective_sample_size(log_weights))
         threshold = khat_threshold(self.num_samples)
         # Without a fitted tail, as for rewards with few levels, the sample size has to speak.
         heavy = ess < 0.1 * self.num_samples if math.isinf(pareto_k) else pareto_k > threshold

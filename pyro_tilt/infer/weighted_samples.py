@@ -95,8 +95,8 @@ class WeightedSamples(LogWeightsMixin):
     def __post_init__(self) -> None:
         self._check_shapes()
         self.log_weights = as_double(self.log_weights.detach())
-        bad = ~(self.log_weights < math.inf)
-        if bool(bad.any()):
+        if len(self) and not float(self.log_weights.amax()) < math.inf:
+            bad = ~(self.log_weights < math.inf)
             raise ValueError(f"log_weights has {int(bad.sum())} values that are nan or +inf")
         self.beta = None if self.beta is None else float(self.beta)
         self.pareto_k = None if self.pareto_k is None else float(self.pareto_k)
