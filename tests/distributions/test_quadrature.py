@@ -29,7 +29,9 @@ def integrated(base, reward, points):
 
     total = 0.0
     for low, high in zip(points, points[1:]):
-        total += scipy.integrate.quad(integrand, low, high, epsabs=1e-13, epsrel=1e-12, limit=200)[0]
+        total += scipy.integrate.quad(integrand, low, high, epsabs=1e-13, epsrel=1e-12, limit=200)[
+            0
+        ]
     return math.log(total)
 
 
@@ -230,7 +232,11 @@ def test_gradients_to_beta_location_and_support():
         tilted.sample((2,))
     x = torch.tensor(0.3).double()
     by_loc, by_beta = grads(tilted.log_prob(x), [loc, beta])
-    exact = Tilted(dist.Normal(loc, 1.5), rewards.Quadratic(torch.tensor(-0.1).double(), torch.tensor(1.0).double()), beta)
+    exact = Tilted(
+        dist.Normal(loc, 1.5),
+        rewards.Quadratic(torch.tensor(-0.1).double(), torch.tensor(1.0).double()),
+        beta,
+    )
     assert [by_loc, by_beta] == pytest.approx(grads(exact.log_prob(x), [loc, beta]), abs=1e-8)
 
     flat = Tilted(dist.Uniform(torch.zeros(()).double(), width), lambda x: 3 * x)
@@ -266,7 +272,5 @@ def test_a_large_batch_of_other_laws():
     generator = torch.Generator().manual_seed(2)
     shape = torch.rand(400, generator=generator, dtype=torch.float64) * 5 + 0.5
     tilted = Tilted(dist.Gamma(shape, 2.0), lambda x: -x)
-    torch.testing.assert_close(
-        tilted.log_normalizer, -shape * math.log(1.5), atol=1e-8, rtol=0.0
-    )
+    torch.testing.assert_close(tilted.log_normalizer, -shape * math.log(1.5), atol=1e-8, rtol=0.0)
     assert tilted.tractability.error < 1e-3

@@ -53,7 +53,9 @@ def test_closed_form_shapes_and_values():
         lambda t: Tilted(dist.Normal(t(0.3), t(2.0)), rewards.Linear(t(-0.7))),
         lambda t: Tilted(dist.Normal(t(0.3), t(2.0)), lambda x: torch.sin(2 * x), t(1.5)),
         lambda t: Tilted(dist.Gamma(t(2.0), t(1.0)), lambda x: -x.sqrt(), 3.0),
-        lambda t: Tilted(dist.Normal(t(0.3), t(2.0)), torch.cos, log_normalizer=lambda base: t(0.0)),
+        lambda t: Tilted(
+            dist.Normal(t(0.3), t(2.0)), torch.cos, log_normalizer=lambda base: t(0.0)
+        ),
     ],
 )
 def test_densities_integrate_to_what_they_say(make, dtype):
@@ -203,7 +205,14 @@ def test_an_unknown_normaliser_is_refused_with_the_ways_out():
     for ask in (lambda: tilted.log_prob(x), lambda: tilted.log_normalizer):
         with pytest.raises(NotImplementedError) as error:
             ask()
-        for word in ("log_normalizer=", '"constant"', "joint_tilt", "align", "enumerable", "scalar"):
+        for word in (
+            "log_normalizer=",
+            '"constant"',
+            "joint_tilt",
+            "align",
+            "enumerable",
+            "scalar",
+        ):
             assert word in str(error.value)
     for name in ("mean", "variance"):
         with pytest.raises(NotImplementedError, match=name):
