@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_tilt.distributions.axis import FAR, FAR_SINGLE, Axis, in_double, support_ends
-from pyro_tilt.distributions.grid_law import GridLaw
 from pyro_tilt.distributions.inspection import pilot_draws
 from pyro_tilt.distributions.panels import (
     DEPTH,
@@ -24,9 +23,9 @@ from pyro_tilt.distributions.panels import (
     thinned,
     zoom,
 )
+from pyro_tilt.distributions.quadrature_law import QuadratureLaw, in_closed_form, reward_values
 from pyro_tilt.distributions.registry import ExactTilt, register_tilt
-from pyro_tilt.rewards import Linear, LinearIn, MaxAffine, Quadratic, Reward, Scaled, Sum
-from pyro_tilt.rewards.tensors import multiply_values
+from pyro_tilt.rewards import Reward
 
 # Batches up to this size are probed finely.
 FINE_BATCH = 256
@@ -37,105 +36,6 @@ WORST_ERROR = 1e-2
 NEGLIGIBLE = 745.0
 # Slopes of the log integrand in t that say what lies beyond the reach.
 STEEP, FLAT = -0.02, -1e-6
-
-
-class QuadratureLaw(GridLaw):
-    r"""
-    The tilt of a scalar law, drawn by inversion of a piecewise quadratic distribution function.
-
-    See :class:`~pyro_tilt.distributions.grid_law.GridLaw` for the further parameters; the grid is
-    that of the quadrature rule.
-
-    :param axis: the map from t to the support.
-    :param knots: increasing t, shape ``(m,) + batch_shape``, between which the density in t is
-        drawn as linear.
-    :param densities: that density at the knots, up to a factor.
-    :param tails: how fast the density in t falls beyond the grid below and above, ``inf`` at
-        a finite end; the k-th moment exists where both exceed k.
-    """
-
-    def __init__(
-        self, *args: Any, axis: Axis, knots: Tensor, densities: Tensor, tails: Tensor
-    ) -> None:
-        super().__init__(*args)
-        self.axis, self.tails = axis, tails
-        self._knots, self._densities = knots, densities
-
-    def log_density(self) -> Tensor:
-        return _log_density(self, in_double(self.base).log_prob(self.values))
-
-    def divergence(self, other: Distribution) -> Tensor:
-        log_density = self.log_density()
-        return self.expectation(lambda x: log_density - in_double(other).log_prob(x))
-
-    def _draw(self, sample_shape: torch.Size) -> Tensor:
-        knots, densities = (
-            part.reshape(len(part), -1).T for part in (self._knots, self._densities)
-        )
-        width = knots.diff(dim=-1)
-        cumulative = ((densities[:, 1:] + densities[:, :-1]) / 2 * width).cumsum(-1)
-        num = sample_shape.numel()
-        u = torch.rand(len(knots), num, dtype=knots.dtype, device=knots.device)
-        u = u * cumulative[:, -1:]
-        cell = torch.searchsorted(cumulative, u, right=True).clamp(max=width.shape[1] - 1)
-        before = torch.where(cell > 0, cumulative.gather(1, (cell - 1).clamp(min=0)), 0.0)
-        first, last = densities.gather(1, cell), densities.gather(1, cell + 1)
-        wide, rest = width.gather(1, cell), u - before
-        slope = (last - first) / wide
-        root = (first.square() + 2 * slope * rest).clamp(min=0).sqrt()
-        step = (2 * rest / (first + root)).nan_to_num(nan=0.0).clamp(min=0).minimum(wide)
-        t = (knots.gather(1, cell) + step).T.reshape(num, *self.batch_shape)
-        x = self.axis.value(t).to(self.log_normalizer.dtype)
-        return self._inside(x).reshape(sample_shape + self.batch_shape)
-
-    def _inside(self, x: Tensor) -> Tensor:
-        infinity = x.new_tensor(math.inf)
-        low, high = self.axis.low.to(x), self.axis.high.to(x)
-        return x.clamp(torch.nextafter(low, infinity), torch.nextafter(high, -infinity))
-
-    @property
-    def mean(self) -> Tensor:
-        exists = self.tails.amin(0) > 1
-        return self.expectation(lambda x: x).masked_fill(~exists, math.nan)
-
-    @property
-    def variance(self) -> Tensor:
-        mean = self.expectation(lambda x: x)
-        variance = self.expectation(lambda x: (x - mean.to(x)).square())
-        fastest = self.tails.amin(0)
-        variance = variance.masked_fill(fastest <= 2, math.inf)
-        return variance.masked_fill(fastest <= 1, math.nan)
-
-
-def _log_density(law: QuadratureLaw, log_probs: Tensor) -> Tensor:
-    rewards = _values(law.reward, law.values, law.log_normalizer.dtype)
-    return log_probs + rewards - law.log_normalizer
-
-
-def _in_closed_form(reward: Reward) -> bool:
-    """Whether a reward has tensors only, so that it follows the dtype of its value."""
-    if isinstance(reward, Scaled):
-        return _in_closed_form(reward.reward)
-    if isinstance(reward, Sum):
-        return all(_in_closed_form(term) for term in reward.terms)
-    return isinstance(reward, (Linear, LinearIn, Quadratic, MaxAffine))
-
-
-def _values(reward: Reward, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rewards of points in float64; callables see the dtype of the base, which they expect."""
-    if isinstance(reward, Sum):
-        return sum((_values(term, x, dtype) for term in reward.terms), torch.zeros_like(x)) + (
-            reward.offset
-        )
-    if isinstance(reward, Scaled):
-        return multiply_values(_values(reward.reward, x, dtype), reward.scale)
-    result = reward(x if _in_closed_form(reward) else x.to(dtype))
-    if result.shape != x.shape:
-        raise ValueError(
-            "Tilted: the reward must return one number per batch element, "
-            f"shape {tuple(x.shape)}, got shape {tuple(result.shape)}"
-        )
-    return result.to(torch.float64)
 
 
 class _Integrand:
@@ -149,7 +49,7 @@ class _Integrand:
     def __call__(self, t: Tensor) -> Tensor:
         x = self.axis.value(t)
         log_probs = self.base.log_prob(x)
-        rewards = _values(self.reward, x, self.dtype)
+        rewards = reward_values(self.reward, x, self.dtype)
         matters = log_probs > self.floor
         bad = ~(rewards < math.inf)
         if bool((bad & matters).any()):
@@ -187,9 +87,13 @@ def integrate_tilt(base: Any, reward: Reward) -> ExactTilt | None:
     if ends is None:
         return None
     with torch.no_grad():
-        axis, draws = _axis(base, reward, ends)
-        fn = _Integrand(base, reward, axis, draws.dtype)
-        fn.floor = float(fn.base.log_prob(draws.double()).amax()) - NEGLIGIBLE
+        try:
+            axis, draws = _axis(base, reward, ends)
+            fn = _Integrand(base, reward, axis, draws.dtype)
+            fn.floor = float(fn.base.log_prob(draws.double()).amax()) - NEGLIGIBLE
+        except NotImplementedError:
+            # A law without a density, or without draws to find it by.
+            return None
         panels, tails, beyond = _integrate(fn, axis, draws, _tolerance(reward, draws.dtype))
         error = float((panels.errors().sum(0) + beyond).amax())
         if error > WORST_ERROR:
@@ -205,7 +109,7 @@ def integrate_tilt(base: Any, reward: Reward) -> ExactTilt | None:
 
 def _axis(base: Any, reward: Reward, ends: tuple[Any, Any]) -> tuple[Axis, Tensor]:
     draws = pilot_draws(base, 512 if base.batch_shape.numel() <= FINE_BATCH else 64)
-    single = draws.dtype != torch.float64 and not _in_closed_form(reward)
+    single = draws.dtype != torch.float64 and not in_closed_form(reward)
     low, high = _aligned(ends, draws)
     return Axis.around(low, high, draws, FAR_SINGLE if single else FAR), draws
 
@@ -221,7 +125,7 @@ def _aligned(ends: tuple[Any, Any], draws: Tensor) -> list[Tensor]:
 
 
 def _tolerance(reward: Reward, dtype: torch.dtype) -> float:
-    rounding = 0.0 if _in_closed_form(reward) else torch.finfo(dtype).eps
+    rounding = 0.0 if in_closed_form(reward) else torch.finfo(dtype).eps
     return max(TOLERANCE, 10 * rounding)
 
 
@@ -266,8 +170,8 @@ def _probes(axis: Axis, draws: Tensor, spacing: float) -> Tensor:
 def _refuse_outgrown(fn: _Integrand, t: Tensor) -> None:
     """An integrand that peaks where rewards are too large to tell apart has no peak at all."""
     x = fn.axis.value(t)
-    rounding = torch.finfo(torch.float64 if _in_closed_form(fn.reward) else fn.dtype).eps
-    lost = _values(fn.reward, x, fn.dtype).abs() * rounding > 1
+    rounding = torch.finfo(torch.float64 if in_closed_form(fn.reward) else fn.dtype).eps
+    lost = reward_values(fn.reward, x, fn.dtype).abs() * rounding > 1
     if bool((lost & (fn.base.log_prob(x) < fn.floor)).any()):
         raise ValueError(_divergent(fn, "the reward outgrows the base"))
 
@@ -276,7 +180,7 @@ def _refuse_blocked(fn: _Integrand, t: Tensor, first: Tensor, last: Tensor) -> N
     """A reward that overflows right where the integrand is largest has no integral."""
     for index in ((first - 1).clamp(min=0), (last + 1).clamp(max=len(t) - 1)):
         x = fn.axis.value(t.gather(0, index[None]))
-        rewards = _values(fn.reward, x, fn.dtype)
+        rewards = reward_values(fn.reward, x, fn.dtype)
         if bool((~(rewards < math.inf) & (fn.base.log_prob(x) > -math.inf)).any()):
             raise ValueError(_divergent(fn, "the reward outgrows the base"))
 

@@ -3,21 +3,25 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from pyro.distributions.torch_distribution import (
-    MaskedDistribution,
     TorchDistribution,
     TorchDistributionMixin,
 )
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import constraints
 
-from pyro_tilt.distributions.inspection import blank, reward_batch_shape
+from pyro_tilt.distributions.arguments import (
+    check_base,
+    check_event_dim,
+    checked_beta,
+    checked_normalizer,
+    joint_batch_shape,
+)
+from pyro_tilt.distributions.inspection import blank
 from pyro_tilt.distributions.pooled import Baseline, TiltSampler, find_baseline
 from pyro_tilt.distributions.registry import ExactTilt, find_tilt
 from pyro_tilt.distributions.tractability import Tractability
@@ -75,12 +79,12 @@ class Tilted(TorchDistribution):
         log_normalizer: Normalizer = None,
         validate_args: bool | None = None,
     ) -> None:
-        _check_base(base)
+        check_base(base)
         self.reward = as_reward(reward)
-        _check_event_dim(base, self.reward)
-        self.beta = _checked_beta(beta)
-        self._given = _checked_normalizer(log_normalizer)
-        batch_shape = _batch_shape(base, self.reward, self.beta, self._given)
+        check_event_dim(base, self.reward)
+        self.beta = checked_beta(beta)
+        self._given = checked_normalizer(log_normalizer)
+        batch_shape = joint_batch_shape(base, self.reward, self.beta, self._given)
         self.base = base if base.batch_shape == batch_shape else base.expand(batch_shape)
         self._source: Tilted | None = None
         self._clear()
@@ -176,12 +180,19 @@ class Tilted(TorchDistribution):
 
     def _sampler(self) -> TiltSampler:
         if self._learned is None:
-            source = self._source or self
-            if source is self:
-                self._learned = find_baseline(self.base, self.reward, self.beta)
+            if self._source is None:
+                self._learned = find_baseline(*self._proposal)
             else:
-                self._learned = source._sampler().baseline.expand(self.batch_shape)
-        return TiltSampler(self.base, self.reward, self.beta, self._learned)
+                self._learned = self._source._sampler().baseline.expand(self.batch_shape)
+        return TiltSampler(*self._proposal, self._learned)
+
+    @property
+    def _proposal(self) -> tuple[Any, Reward, float | Tensor]:
+        """What to draw from, and what tilts it: inner tilts without a law join the reward."""
+        if not isinstance(self.base, Tilted) or self.base.law is not None:
+            return self.base, self.reward, self.beta
+        base, inner, beta = self.base._proposal
+        return base, inner * beta + self.scaled_reward, 1.0
 
     def log_prob(self, value: Tensor) -> Tensor:
         """
@@ -300,73 +311,10 @@ class Tilted(TorchDistribution):
         if found is not None and found.law is not None:
             sampling = "quadrature" if found.method == "quadrature" else "exact"
             return Tractability(sampling, normalizer, found.error, f"{pair}: {found.method}")
-        sampling, why = TiltSampler.describe(self.base, self.reward, self.beta)
+        sampling, why = TiltSampler.describe(*self._proposal)
         known = None if found is None else found.error
         return Tractability(sampling, normalizer, known, f"no exact law of {pair}; {why}")
 
     def __repr__(self) -> str:
         given = "" if self._given is None else f", log_normalizer={self._given!r}"
         return f"Tilted({self.base!r}, {self.reward!r}, beta={self.beta!r}{given})"
-
-
-def _check_base(base: Any) -> None:
-    if not isinstance(base, Distribution):
-        raise TypeError(f"Tilted: base must be a distribution, got {type(base).__name__}")
-    if isinstance(base, MaskedDistribution):
-        raise ValueError(
-            "Tilted: the base is masked, so it is no law; tilt first and mask after: "
-            "Tilted(base, reward).mask(mask)"
-        )
-
-
-def _check_event_dim(base: Distribution, reward: Reward) -> None:
-    if reward.event_dim is not None and reward.event_dim != len(base.event_shape):
-        raise ValueError(
-            f"Tilted: the reward has event_dim={reward.event_dim}, but the base has event shape "
-            f"{tuple(base.event_shape)}, event_dim={len(base.event_shape)} "
-            f"(batch shape {tuple(base.batch_shape)}); give the reward that event_dim, "
-            "or move dimensions of the base by to_event"
-        )
-
-
-def _checked_beta(beta: Any) -> float | Tensor:
-    if isinstance(beta, Tensor):
-        if not bool(beta.isfinite().all()):
-            raise ValueError(f"Tilted: beta must be finite, got {beta}")
-        return beta
-    if not isinstance(beta, numbers.Real):
-        raise TypeError(f"Tilted: beta must be a number or a tensor, got {type(beta).__name__}")
-    if not math.isfinite(beta):
-        raise ValueError(f"Tilted: beta must be finite, got {beta}")
-    return float(beta)
-
-
-def _checked_normalizer(given: Any) -> Any:
-    if isinstance(given, str):
-        if given != "constant":
-            raise ValueError(f'log_normalizer: the only word is "constant", got {given!r}')
-        return given
-    if given is not None and not (isinstance(given, (Tensor, numbers.Real)) or callable(given)):
-        raise TypeError(
-            "log_normalizer must be a tensor, a callable of the base or the word "
-            f'"constant", got {type(given).__name__}'
-        )
-    return given
-
-
-def _batch_shape(
-    base: Distribution, reward: Reward, beta: float | Tensor, given: Any
-) -> torch.Size:
-    shapes = {"base": base.batch_shape, "reward": reward_batch_shape(reward)}
-    shapes.update(
-        {k: v.shape for k, v in {"beta": beta, "log_normalizer": given}.items() if _is_tensor(v)}
-    )
-    try:
-        return torch.broadcast_shapes(*shapes.values())
-    except RuntimeError as error:
-        shown = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
-        raise ValueError(f"Tilted: batch shapes do not broadcast: {shown}") from error
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)

@@ -163,3 +163,39 @@ def test_bad_rewards_are_refused_before_sampling():
         Tilted(base, lambda x: x).sample()
     with pytest.raises(ValueError, match="negative beta"):
         Tilted(base, lambda x: torch.where(x[..., 0] > 0, 0.0, -math.inf), -1.0).sample()
+
+
+def test_a_tilt_of_a_tilt_without_a_law_is_sampled_as_one():
+    inner = Tilted(dist.Poisson(4.0), rewards.Bounded(torch.sin, -1, 1), 2.0)
+    outer = Tilted(inner, rewards.Bounded(lambda x: (x > 3) * 1.0, 0, 1), -1.5)
+    assert outer.tractability.sampling == "rejection"
+    probs = poisson_law(4.0, lambda k: 2 * np.sin(k) - 1.5 * (k > 3))
+    assert chi_square(outer.sample((20_000,)), probs) > GATE
+    assert chi_square(outer.expand((2,)).sample((10_000,)).flatten(), probs) > GATE
+
+
+class Implicit(dist.TorchDistribution):
+    """Draws on the line and no density."""
+
+    arg_constraints = {}
+    support = dist.constraints.real
+
+    def sample(self, sample_shape=()):
+        return torch.randn(sample_shape).exp() - 1.0
+
+    def log_prob(self, value):
+        raise NotImplementedError
+
+
+def test_a_base_without_a_density_is_sampled_all_the_same():
+    tilted = Tilted(Implicit(), rewards.Constraint(lambda x: x > 0.5))
+    assert tilted.tractability.sampling == "rejection"
+    draws = tilted.sample((5000,))
+    truth = scipy.stats.truncnorm(math.log(1.5), np.inf)
+    assert scipy.stats.kstest(draws.log1p().numpy(), truth.cdf).pvalue > GATE
+
+
+def test_a_base_of_torch_alone_will_do():
+    tilted = Tilted(torch.distributions.Poisson(4.0), rewards.Bounded(torch.sin, -1, 1), 2.0)
+    probs = poisson_law(4.0, lambda k: 2 * np.sin(k))
+    assert chi_square(tilted.sample((20_000,)), probs) > GATE
