@@ -25,7 +25,7 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 @dataclass(frozen=True)
 class Settings:
-    """What the demo runs; the defaults take about two minutes on two cores."""
+    """What the demo runs; the defaults take two to three minutes on two cores."""
 
     steps: int = 40
     seed: int = 0
@@ -159,7 +159,7 @@ def write_pages(
     page = gallery(
         base[:PAGE],
         result.samples["x_0"][:PAGE],
-        title=f"{title}: {len(result):,} {result.certificate.law} draws by {result.sampler}",
+        title=f"{title}: draws by {result.sampler}, whose law is {result.certificate.law}",
         base_title=f"base: {what} {reward['before']:.3f}",
         aligned_title=f"aligned, beta = {result.beta:g}: {what} {reward['after']:.3f}",
     )
