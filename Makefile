@@ -49,7 +49,7 @@ tutorials: $(STAMP) ## rebuild the executed notebooks from the scripts
 	$(BIN)/python -m tutorials.build
 
 docs: $(STAMP) ## the documentation as HTML
-	$(BIN)/pip install --quiet --constraint constraints.txt '.[docs]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/sphinx-build -W -b html docs docs/_build/html
 
 clean: ## remove what the targets made

@@ -16,9 +16,11 @@ extensions = [
     "myst_nb",
 ]
 html_theme = "furo"
+html_title = f"pyro_tilt {release}"
 exclude_patterns = ["_build"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+myst_enable_extensions = ["dollarmath"]
 nb_execution_mode = "off"
 suppress_warnings = ["mystnb.unknown_mime_type", "myst.header"]
 

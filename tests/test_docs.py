@@ -2,6 +2,7 @@
 """The code on the pages of the documentation runs, and prints what the pages say."""
 
 import doctest
+import importlib
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PACKAGES = ["diagnostics", "distributions", "infer", "ops", "poutine", "rewards"]
 FENCE = re.compile(r"^```(python|pycon)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -53,3 +55,10 @@ def _check_session(source, namespace, page, line):
 def test_the_pages_hold_code():
     with_code = {page.name for page in PAGES if FENCE.search(page.read_text())}
     assert {"README.md", "concepts.md", "rewards.md", "extending.md"} <= with_code
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_reference_lists_every_public_name(package):
+    page = (ROOT / "docs" / "api" / f"{package}.rst").read_text()
+    listed = re.findall(r"^\.\. auto(?:class|function):: (\w+)$", page, re.MULTILINE)
+    assert sorted(listed) == sorted(importlib.import_module(f"pyro_tilt.{package}").__all__)

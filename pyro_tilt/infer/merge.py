@@ -25,7 +25,7 @@ def merge(*results: WeightedSamples) -> WeightedSamples:
     mean weight is the pooled evidence :math:`\sum_c n_c Z_c / \sum_c n_c`. Runs of draws without
     weights count by their number. Where both kinds meet, a draw without weights enters with the
     weight :math:`Z_c` of its run. The certificate is the weakest one
-    (:func:`~pyro_tilt.infer.certificate.weakest`), costs add, ``stats`` keep the entries that all
+    (:func:`~pyro_tilt.infer.weakest`), costs add, ``stats`` keep the entries that all
     runs have, ``steps`` are stacked along the chains (runs with fewer steps are filled with nan,
     -1 or False). Of ``info``, ``total_...`` and ``num_...`` entries, ``wasted`` and ``capped``
     add, ``..._upper`` bounds take the largest, ``acceptance_rate`` is that of the pooled

@@ -159,7 +159,7 @@ def chernoff_baseline(
     Only exponents where the terms :math:`e^{(1+\lambda)A}` have an effective sample
     size of ``min_ess`` are considered. Where none has, the one with the largest is taken and
     the result is not ``trusted``. Picking the least of several estimates is optimistic;
-    :func:`~pyro_tilt.ops.calibration.calibrate` on draws held out.
+    :func:`~pyro_tilt.ops.calibrate` on draws held out.
 
     :param Tensor A: draws of the log weight under the base, shape ``(N,)``.
     :param epsilon: allowed clipped mass.

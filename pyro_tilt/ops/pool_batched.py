@@ -58,7 +58,7 @@ def pooled_rejection_batched(
     :param max_total: most rows to draw; None for no limit.
     :param max_rounds: most calls of ``propose``; None for no limit.
     :param generator: source of the acceptance uniforms, by default
-        :func:`~pyro_tilt.ops.pool.acceptance_generator`.
+        :func:`~pyro_tilt.ops.acceptance_generator`.
     :raises PoolExhausted: where a limit is met before every slot is filled; ``partial`` of the
         error holds what there is.
     :raises ValueError: for a nan, a wrong shape, or a size below 1.
