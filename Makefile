@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export MPLBACKEND := Agg
 export HF_HUB_OFFLINE := 1
+# Threads that wait for work by spinning slow a busy machine down many times.
+export OMP_WAIT_POLICY := passive
 
 .PHONY: help install demo train-demo test test-full lint format types bench tutorials docs clean
 
