@@ -44,8 +44,12 @@ def program():
     return pyro.sample("x", dist.Normal(torch.zeros(DIM), torch.ones(DIM)).to_event(1))
 
 
+def name_panel(ax, name):
+    ax.set_title(f"{name}\n{ax.get_title(loc='left')}", loc="left")
+
+
 reward = rewards.Linear(torch.full((DIM,), DIM**-0.5))
-STRENGTHS = {"good": 0.8, "strained": 2.2, "broken": 5.0}
+STRENGTHS = {"good": 0.8, "strained": 2.6, "broken": 5.0}
 
 # %% [markdown]
 # ## Importance sampling at three strengths
@@ -81,7 +85,7 @@ for name, beta in STRENGTHS.items():
 fig, axes = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
 for ax, (name, result) in zip(axes, results.items()):
     diagnostics.plot_weights(result, ax=ax)
-    ax.set_title(f"{name}: {ax.get_title()}")
+    name_panel(ax, name)
 plt.show()
 
 # %% [markdown]
@@ -96,7 +100,7 @@ fig, axes = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
 for ax, (name, result) in zip(axes, results.items()):
     diagnostics.plot_evidence(result, ax=ax)
     ax.axhline(STRENGTHS[name] ** 2 / 2, color="black", ls=":", label="exact")
-    ax.set_title(name)
+    name_panel(ax, name)
     ax.legend(fontsize=8)
 plt.show()
 
@@ -110,7 +114,7 @@ plt.show()
 fig, axes = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
 for ax, (name, result) in zip(axes, results.items()):
     diagnostics.plot_reward(result, ax=ax)
-    ax.set_title(name)
+    name_panel(ax, name)
 plt.show()
 
 # %% [markdown]
@@ -168,7 +172,7 @@ for ax, (name, result) in zip(
     axes, (("rejection", exact), ("careful LCB", careful), ("hasty LCB", hasty))
 ):
     diagnostics.plot_acceptance(result, ax=ax)
-    ax.set_title(name)
+    name_panel(ax, name)
 plt.show()
 
 # %% [markdown]

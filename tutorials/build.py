@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -36,6 +37,8 @@ def build(script: Path) -> Path:
 
 
 def main() -> None:
+    # tqdm asks for Jupyter widgets and would print a path of this machine into the outputs.
+    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
     wanted = sys.argv[1:]
     for script in scripts():
         if not wanted or any(word in script.name for word in wanted):

@@ -74,6 +74,9 @@ class ImportanceSampler(Sampler):
         draws = self._draw(run)
         log_weights = draws.log_weights
         log_z, log_z_error, ess = summarize(log_weights)
+        if run.proposal.subsampled:
+            # The weights of a block share their minibatch, so that their spread tells no error.
+            log_z_error = torch.full_like(log_z, math.nan)
         smoothed, pareto_k = None, None
         if self.pareto_smoothing:
             smoothed, shape = pareto_smooth(log_weights)
@@ -84,7 +87,7 @@ class ImportanceSampler(Sampler):
             log_weights=log_weights,
             log_normalizer=log_z,
             log_normalizer_error=log_z_error,
-            certificate=self._certificate(pareto_k),
+            certificate=self._certificate(pareto_k, run.proposal.subsampled),
             cost=run.cost(self.num_samples),
             stats={"reward": draws.reward} if run.proposal.beta is not None else {},
             beta=run.proposal.beta,
@@ -109,19 +112,19 @@ class ImportanceSampler(Sampler):
         return result
 
     def _draw(self, run: Run) -> Draws:
-        if self.num_samples <= self.max_batch:
+        if self.num_samples <= self.block:
             return run.proposal.draw(self.num_samples)
         parts = []
         with run.bar(self.num_samples) as bar:
-            for start in range(0, self.num_samples, self.max_batch):
-                size = min(self.max_batch, self.num_samples - start)
+            for start in range(0, self.num_samples, self.block):
+                size = min(self.block, self.num_samples - start)
                 parts.append(run.proposal.draw(size))
                 bar.update(size)
         return Draws.cat(parts)
 
-    def _certificate(self, pareto_k: float | None) -> Certificate:
+    def _certificate(self, pareto_k: float | None, subsampled: list[str]) -> Certificate:
         fitted = pareto_k is not None and not math.isinf(pareto_k)
-        heavy = fitted and pareto_k > khat_threshold(self.num_samples)
+        heavy = pareto_k is not None and fitted and pareto_k > khat_threshold(self.num_samples)
         return Certificate(
             target="joint tilt",
             law="consistent",
@@ -129,8 +132,13 @@ class ImportanceSampler(Sampler):
             covers="self-normalised expectations; the evidence is unbiased",
             excludes="the error at this number of draws, which pareto_k and the effective sample "
             "size describe but do not bound"
-            + (f"; pareto_k = {pareto_k:.2f} says the weights are too heavy" if heavy else "")
-            + ("" if fitted else "; no tail was fitted, so that the weights were not judged"),
+            + ("; pareto_k says that the weights are too heavy" if heavy else "")
+            + ("" if fitted else "; no tail was fitted, so that the weights were not judged")
+            + (
+                f"; the minibatch of {subsampled[0]!r}, shared by a whole block"
+                if subsampled
+                else ""
+            ),
         )
 
     def _warn(self, ess: float, pareto_k: float | None) -> None:
@@ -138,7 +146,10 @@ class ImportanceSampler(Sampler):
             return
         threshold = khat_threshold(self.num_samples)
         # Without a fitted tail, as for rewards with few levels, the sample size has to speak.
-        heavy = ess < 0.1 * self.num_samples if math.isinf(pareto_k) else pareto_k > threshold
+        if math.isinf(pareto_k):
+            heavy = self.num_samples >= 5 and ess < max(0.1 * self.num_samples, 1.05)
+        else:
+            heavy = pareto_k > threshold
         if heavy:
             warnings.warn(
                 f"importance weights are too heavy for {self.num_samples} draws: pareto_k = "
