@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,12 +13,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pyro_tilt.infer.certificate import Certificate
-from pyro_tilt.infer.errors import AcceptanceTooLow, SamplerWarning, ZeroWeights
+from pyro_tilt.infer.errors import SamplerWarning, ZeroWeights
 from pyro_tilt.infer.lcb_certificate import Clipping, clipping, lcb_certificate
-from pyro_tilt.infer.pooled import StreamMoments, iid_result
+from pyro_tilt.infer.pooled import (
+    StreamMoments,
+    check_bound,
+    gave_up,
+    iid_result,
+    refuse_shared_minibatches,
+)
 from pyro_tilt.infer.proposal import Draws
-from pyro_tilt.infer.sampler import Run, Sampler
+from pyro_tilt.infer.sampler import Run, Sampler, check_count
 from pyro_tilt.infer.seeding import seeded
 from pyro_tilt.infer.weighted_samples import WeightedSamples
 from pyro_tilt.ops.baselines import (
@@ -78,6 +84,8 @@ class LCB(Sampler):
         one, flagged in ``stats["capped"]`` and paid for in the certificate.
     :param float min_acceptance: as in :class:`~pyro_tilt.infer.Rejection`.
     :param int max_draws: most proposals of a chain; None for no limit.
+    :raises ValueError: if a weight exceeds its stated bound, or if the draws of a block would
+        share the minibatch of a plate.
     :raises ZeroWeights: if no calibration draw has a positive weight.
     :raises AcceptanceTooLow: see ``min_acceptance`` and ``max_draws``.
 
@@ -115,32 +123,41 @@ class LCB(Sampler):
         _check_between("min_acceptance", min_acceptance, 0.0, 1.0)
         _check_between("budget", budget, 1.0, math.inf)
         _check_between("exchange_rate", exchange_rate, 0.0, math.inf)
-        if isinstance(baseline, str) and baseline not in ("chernoff", "budget", "exchange"):
+        named = isinstance(baseline, str) and baseline in ("chernoff", "budget", "exchange")
+        if not named and not (isinstance(baseline, numbers.Real) and math.isfinite(baseline)):
             raise ValueError(
-                f"baseline must be 'chernoff', 'budget', 'exchange' or a number, got {baseline!r}"
+                "baseline must be 'chernoff', 'budget', 'exchange' or a finite number, "
+                f"got {baseline!r}"
             )
-        if num_calibration < 100:
-            raise ValueError(f"num_calibration must be at least 100, got {num_calibration}")
         self.epsilon = epsilon
         self.baseline = baseline
         self.budget = budget
         self.exchange_rate = exchange_rate
-        self.num_calibration = num_calibration
+        self.num_calibration = check_count("num_calibration", num_calibration, at_least=100)
         self.confidence = confidence
-        self.max_proposals = max_proposals
+        self.max_proposals = (
+            None if max_proposals is None else check_count("max_proposals", max_proposals)
+        )
         self.min_acceptance = min_acceptance
-        self.max_draws = max_draws
+        self.max_draws = None if max_draws is None else check_count("max_draws", max_draws)
 
     def _sample(self, run: Run) -> WeightedSamples:
+        refuse_shared_minibatches(run)
         baseline, calibration = self._fit(run)
         moments = StreamMoments(baseline.value, min_acceptance=self.min_acceptance)
+        bound = run.proposal.log_bound
+
+        def log_accept(batch: Draws) -> Tensor:
+            check_bound(batch.log_weights, bound)
+            return batch.log_weights - baseline.value
+
         with run.bar(self.num_samples) as bar:
             try:
                 pool = pooled_rejection(
                     run.proposal.draw,
-                    lambda batch: batch.log_weights - baseline.value,
+                    log_accept,
                     self.num_samples,
-                    max_block=self.max_batch,
+                    max_block=self.block,
                     max_proposals=self.max_proposals,
                     max_total=self.max_draws,
                     generator=torch.Generator().manual_seed(run.accept_seed),
@@ -149,11 +166,7 @@ class LCB(Sampler):
                 )
             except PoolExhausted as error:
                 partial = self._result(run, error.partial, moments, baseline, calibration)
-                raise AcceptanceTooLow(
-                    f"max_draws = {self.max_draws} proposals gave {len(partial)} of "
-                    f"{self.num_samples} draws; they are in .partial of this error",
-                    partial if len(partial) else None,
-                ) from error
+                raise gave_up(self, moments, partial, self.max_draws) from error
         return self._result(run, pool, moments, baseline, calibration)
 
     def _fit(self, run: Run) -> tuple[Baseline, int]:
@@ -190,8 +203,9 @@ class LCB(Sampler):
         if not found.trusted:
             warnings.warn(
                 f"{len(fitted)} calibration draws are too few to learn the baseline: the largest "
-                f"effective sample size of exp((1 + lambda) A) is {found.effective_sample_size:.1f}. "
-                "The largest log weight seen is used instead. Raise num_calibration or lower beta",
+                "effective sample size of exp((1 + lambda) A) is "
+                f"{found.effective_sample_size:.1f}. The largest log weight seen is used instead. "
+                "Raise num_calibration or lower beta",
                 SamplerWarning,
                 stacklevel=6,
             )
@@ -210,12 +224,13 @@ class LCB(Sampler):
     ) -> WeightedSamples:
         bound = run.proposal.log_bound
         found = clipping(
-            pool.batch.log_weights,
+            pool.batch.log_weights.clamp(max=bound),
             pool.capped,
             baseline=baseline.value,
             log_bound=bound,
             confidence=self.confidence,
             may_cap=self.max_proposals is not None,
+            complete=len(pool.batch) == self.num_samples,
         )
         result = iid_result(
             self,

@@ -36,7 +36,7 @@ class Clipping:
     :ivar clipped_mass_upper: upper confidence bound of kappa; None for unbounded weights.
     :ivar total_variation: estimated distance of the draws' law to the target.
     :ivar total_variation_upper: its upper confidence bound, capped draws included; None for
-        unbounded weights.
+        unbounded weights, and for a run with a cap that was cut short.
     :ivar confidence: of the upper bounds.
     :ivar exact: nothing can be clipped, the baseline is at the weight's upper bound.
     """
@@ -77,6 +77,7 @@ def clipping(
     log_bound: float,
     confidence: float,
     may_cap: bool,
+    complete: bool = True,
 ) -> Clipping:
     """Reads the error off the accepted draws.
 
@@ -87,6 +88,8 @@ def clipping(
     :param confidence: of the upper bounds; split evenly where draws may be capped as well.
     :param may_cap: whether the run had a cap: a draw of it is capped with some probability, even
         if none was.
+    :param complete: whether every slot was filled. Of a run cut short the draws that took few
+        proposals are kept, so that its capped ones are too few to bound their share.
     """
     accepted = log_weights[~capped]
     num, num_capped = len(log_weights), int(capped.sum())
@@ -99,7 +102,7 @@ def clipping(
     part = 0.5 + 0.5 * confidence if may_cap else confidence
     upper = clipped_mass_upper(accepted, baseline, log_bound, confidence=part)
     total_upper = None
-    if upper is not None:
+    if upper is not None and (complete or not may_cap):
         capped_upper = _share_upper(num_capped, num, part) if may_cap else 0.0
         total_upper = min(1.0, upper + capped_upper)
     return Clipping(
@@ -147,5 +150,7 @@ def lcb_certificate(found: Clipping) -> Certificate:
         estimated_total_variation=found.total_variation,
         covers=covers,
         excludes="rewards larger than any that was drawn: with an unbounded weight no bound from "
-        "samples is valid",
+        "samples is valid"
+        if found.clipped_mass_upper is None
+        else "how often draws would be capped: the run was cut short",
     )

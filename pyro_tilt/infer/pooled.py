@@ -4,83 +4,93 @@
 A pooled run is one stream of proposals, cut at the last acceptance that was needed. Its evidence
 comes from every proposal but that last one: given where the stream stops, the others are
 exchangeable, so that the mean weight of the first N - 1 is unbiased for Z, while the mean of all
-N is not.
+N is not (Haldane 1945). Two exceptions: where slots may be capped, the stream can stop at a
+rejection and a bias of order one over the number of draws is left; and where not one of the
+N - 1 has a positive weight, which takes a run for a single draw, the last one counts as well.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from pyro_tilt.infer.certificate import Certificate
-from pyro_tilt.infer.errors import AcceptanceTooLow, ZeroWeights
+from pyro_tilt.infer.errors import AcceptanceTooLow, SamplingError, ZeroWeights
 from pyro_tilt.infer.proposal import Draws
 from pyro_tilt.infer.sampler import Run, Sampler
 from pyro_tilt.infer.weighted_samples import BaseDraws, WeightedSamples
 from pyro_tilt.ops.pool import PoolResult
 
-__all__ = ["StreamMoments", "iid_result"]
+__all__ = ["StreamMoments", "check_bound", "gave_up", "iid_result", "refuse_shared_minibatches"]
 
 BASE_DRAWS_KEPT = 10_000
+# Rounding in the log weight of a draw that attains the bound; anything larger is a wrong bound.
+_BOUND_SLACK = 1e-4
 
 
 class StreamMoments:
     """Sums over the proposals of a stream, and the first of them for pictures.
 
-    :param float baseline: weights are summed relative to :math:`e^b`.
-    :param float min_acceptance: the stream stops with an error once this many proposals, as its
-        inverse, were drawn and the mean acceptance probability is still below it.
+    :param float baseline: acceptance has probability :math:`\\min(1, w e^{-b})`.
+    :param float min_acceptance: the stream is given up once this many proposals, as its inverse,
+        were drawn and the mean acceptance probability is still below it.
     """
 
     def __init__(self, baseline: float, *, min_acceptance: float) -> None:
         self.baseline = baseline
         self.min_acceptance = min_acceptance
         self.count = 0
-        self.log_scale = -math.inf
-        self.first = self.second = self.accept = self.clipped = 0.0
+        self.accept = 0.0
+        self._sums = WeightSums()
+        # The last proposal stays apart: subtracting it again could cancel every digit.
+        self._last: Tensor | None = None
         self._kept: list[tuple[Tensor, Tensor]] = []
         self._kept_rows = 0
 
-    def observe(self, batch: Draws, count: int) -> None:
-        """Adds the first ``count`` rows of a block."""
-        relative = batch.log_weights[:count] - self.baseline
-        self._rescale(float(relative.max()) if count else -math.inf)
-        if math.isfinite(self.log_scale):
-            weights = (relative - self.log_scale).exp()
-            self.first += float(weights.sum())
-            self.second += float(weights.square().sum())
-            if self.log_scale > 0.0:
-                self.clipped += float((weights - math.exp(-self.log_scale)).clamp(min=0.0).sum())
-        self.accept += float(relative.clamp(max=0.0).exp().sum())
+    def observe(self, batch: Draws, count: int) -> bool:
+        """Adds the first ``count`` rows of a block; whether the stream is to be given up."""
+        rows = batch.log_weights[:count]
         self.count += count
+        self.accept += float((rows - self.baseline).clamp(max=0.0).exp().sum())
+        if count:
+            seen = rows if self._last is None else torch.cat([self._last, rows])
+            self._sums.add(seen[:-1])
+            self._last = seen[-1:].clone()
         self._keep(batch, count)
-        self._stop_if_hopeless()
+        return self.hopeless
 
-    def evidence(self, last: float) -> tuple[float, float]:
-        r"""The log of the mean weight of all proposals but the last, and its standard error.
+    def evidence(self, *, complete: bool) -> tuple[float, float]:
+        """The log of the mean weight and its standard error.
 
-        :param float last: log weight of the last proposal of the stream.
+        :param complete: whether the stream ended because every slot was filled, so that its last
+            proposal does not count; a stream cut at a given number of proposals counts them all.
         """
-        scaled = math.exp(last - self.baseline - self.log_scale)
-        n, first, second = self.count - 1, self.first - scaled, self.second - scaled**2
-        if n < 1 or first <= 0.0:
-            return self.baseline + self.log_scale + math.log(self.first / self.count), math.nan
-        mean = first / n
-        variance = max(second / n - mean**2, 0.0)
-        error = math.sqrt(variance / n) / mean if n > 1 else math.nan
-        return self.baseline + self.log_scale + math.log(mean), error
+        sums = self._sums
+        if self._last is not None and (not complete or not math.isfinite(sums.log_scale)):
+            sums = replace(sums)
+            sums.add(self._last)
+        return sums.log_mean()
+
+    @property
+    def any_positive(self) -> bool:
+        """Whether a proposal had a positive weight."""
+        last = self._last is not None and bool((self._last > -math.inf).all())
+        return last or math.isfinite(self._sums.log_scale)
 
     @property
     def acceptance_rate(self) -> float:
         """Mean acceptance probability of the stream."""
-        return self.accept / self.count
+        return self.accept / self.count if self.count else math.nan
 
     @property
-    def clipped_mass(self) -> float:
-        r"""Target mass above the baseline, :math:`\sum (w - e^b)_+ / \sum w`."""
-        return self.clipped / self.first if self.first > 0.0 else 0.0
+    def hopeless(self) -> bool:
+        """Whether the stream shows too low an acceptance to go on."""
+        enough = self.count * self.min_acceptance >= 1.0
+        too_low = enough and self.acceptance_rate < self.min_acceptance
+        return too_low or (self.count >= 100_000 and self.accept == 0.0)
 
     def base_draws(self) -> BaseDraws:
         """The first proposals of the stream."""
@@ -89,31 +99,97 @@ class StreamMoments:
             log_factors=torch.cat([factors for _, factors in self._kept]),
         )
 
-    def _rescale(self, log_largest: float) -> None:
-        if log_largest > self.log_scale:
-            ratio = math.exp(self.log_scale - log_largest) if self.count else 0.0
-            self.first, self.second = self.first * ratio, self.second * ratio**2
-            self.clipped, self.log_scale = self.clipped * ratio, log_largest
-
     def _keep(self, batch: Draws, count: int) -> None:
         rows = min(count, BASE_DRAWS_KEPT - self._kept_rows)
         if rows > 0:
             self._kept.append((batch.reward[:rows].clone(), batch.log_factors[:rows].clone()))
             self._kept_rows += rows
 
-    def _stop_if_hopeless(self) -> None:
-        if self.count >= 100_000 and self.accept == 0.0:
-            raise ZeroWeights(
-                f"none of {self.count} proposals has a positive weight: the reward or an "
-                "observation is -inf wherever the program sampled"
-            )
-        if self.count * self.min_acceptance >= 1.0 and self.acceptance_rate < self.min_acceptance:
-            raise AcceptanceTooLow(
-                f"after {self.count} proposals the mean acceptance probability is "
-                f"{self.acceptance_rate:.1e}, below min_acceptance = {self.min_acceptance:.1e}. "
-                "Lower beta, give a tighter bound, use LCB or ImportanceSampler, or lower "
-                "min_acceptance"
-            )
+
+@dataclass
+class WeightSums:
+    """Running sums of weights and of their squares, relative to the largest."""
+
+    count: int = 0
+    log_scale: float = -math.inf
+    first: float = 0.0
+    second: float = 0.0
+
+    def add(self, log_weights: Tensor) -> None:
+        """Adds weights given in logarithms, shape (n,)."""
+        self.count += len(log_weights)
+        largest = float(log_weights.max()) if len(log_weights) else -math.inf
+        if largest > self.log_scale:
+            ratio = math.exp(self.log_scale - largest)
+            self.first, self.second = self.first * ratio, self.second * ratio**2
+            self.log_scale = largest
+        if math.isfinite(largest):
+            weights = (log_weights - self.log_scale).exp()
+            self.first += float(weights.sum())
+            self.second += float(weights.square().sum())
+
+    def log_mean(self) -> tuple[float, float]:
+        """The log of the mean weight and its standard error, nan for fewer than two weights."""
+        if not self.first > 0.0:
+            return (-math.inf if self.count else math.nan), math.nan
+        mean = self.first / self.count
+        error = math.nan
+        if self.count > 1:
+            variance = max(self.second - self.count * mean**2, 0.0) / (self.count - 1)
+            error = math.sqrt(variance / self.count) / mean
+        return self.log_scale + math.log(mean), error
+
+
+def refuse_shared_minibatches(run: Run) -> None:
+    """Raises ``ValueError`` where the draws of a block would not be independent."""
+    names = ", ".join(repr(name) for name in run.proposal.subsampled)
+    if names:
+        raise ValueError(
+            f"the plate {names} draws a minibatch, which the particles of a block share, so that "
+            "accepted draws would be neither independent nor of the target's law; pass "
+            "vectorized=False, which draws one for each particle, or drop subsample_size"
+        )
+
+
+def gave_up(
+    sampler: Sampler, moments: StreamMoments, partial: WeightedSamples, max_draws: int | None
+) -> SamplingError:
+    """The error for a stream that ended before every slot was filled.
+
+    :param partial: the draws accepted by then, attached to the error if there are any.
+    """
+    kept = partial if len(partial) else None
+    held = f"; {len(partial)} of {sampler.num_samples} draws are in .partial of this error"
+    if not moments.any_positive:
+        return ZeroWeights(
+            f"none of {moments.count} proposals has a positive weight: the reward or an "
+            "observation is -inf wherever the program sampled",
+            kept,
+        )
+    if moments.hopeless:
+        return AcceptanceTooLow(
+            f"after {moments.count} proposals the mean acceptance probability is "
+            f"{moments.acceptance_rate:.1e}, below min_acceptance = {moments.min_acceptance:.1e}. "
+            "Lower beta, give a tighter bound, use LCB or ImportanceSampler, or lower "
+            "min_acceptance" + (held if kept else ""),
+            kept,
+        )
+    return AcceptanceTooLow(
+        f"max_draws = {max_draws} proposals gave {len(partial)} of {sampler.num_samples} draws"
+        + (held if kept else ""),
+        kept,
+    )
+
+
+def check_bound(log_weights: Tensor, bound: float) -> None:
+    """Raises ``ValueError`` where a log weight lies above its bound by more than rounding."""
+    excess = float(log_weights.max()) - bound if len(log_weights) else 0.0
+    if excess > _BOUND_SLACK * max(1.0, abs(bound)):
+        raise ValueError(
+            f"a proposal has log weight {excess + bound:.6g}, above the bound {bound:.6g} by "
+            f"{excess:.3g}: the bound of the reward, or log_bound, is wrong and what is said of "
+            "the draws would not hold"
+        )
 
 
 def iid_result(
@@ -128,11 +204,13 @@ def iid_result(
 ) -> WeightedSamples:
     """The independent draws of a pooled run, with the evidence, statistics and cost of its stream.
 
+    :param pool: what the engine returned; fewer draws than were asked for make a partial result.
     :param extra_draws: rows of the program that were drawn outside the stream.
     """
     draws: Draws = pool.batch
-    num = len(draws.log_weights)
-    log_z, error = moments.evidence(float(draws.log_weights[-1])) if num else (math.nan, math.nan)
+    log_z, error = moments.evidence(complete=len(draws) == sampler.num_samples)
+    # Up to its first acceptance a stream shows rejected weights alone, whose spread misleads.
+    error = error if len(draws) > 1 else math.nan
     stats = {"proposals": pool.proposals, "capped": pool.capped}
     if run.proposal.beta is not None:
         stats["reward"] = draws.reward

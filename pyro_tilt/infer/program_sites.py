@@ -43,6 +43,7 @@ class ProgramSites:
     :ivar rank: the largest batch rank of any site.
     :ivar log_bound: upper bound on the log weight.
     :ivar unbounded: names of the sites for which none is known.
+    :ivar subsampled: names of the plates that draw a part of their indices.
     """
 
     recorded: dict[str, Site] = field(default_factory=dict)
@@ -52,6 +53,7 @@ class ProgramSites:
     rank: int = 0
     log_bound: float = 0.0
     unbounded: list[str] = field(default_factory=list)
+    subsampled: list[str] = field(default_factory=list)
 
     def note_bound(self, name: str, bound: float) -> None:
         """Adds the bound of one site."""
@@ -72,7 +74,11 @@ def read_sites(trace: Trace, weighted: Container[str] = ()) -> ProgramSites:
     sites = ProgramSites()
     nodes: dict[str, Any] = trace.nodes
     for name, site in nodes.items():
-        if site["type"] != "sample" or site_is_subsample(site):
+        if site["type"] != "sample":
+            continue
+        if site_is_subsample(site):
+            if (site["fn"].subsample_size or site["fn"].size) < site["fn"].size:
+                sites.subsampled.append(name)
             continue
         frames = site["cond_indep_stack"]
         sites.rank = max([sites.rank, *(-f.dim for f in frames if f.dim is not None)])

@@ -60,6 +60,7 @@ class ProgramProposal:
     :ivar beta: the common beta of the tilts, 1.0 where they differ, None without any.
     :ivar log_bound: a bound on the log weights, ``inf`` where none is known.
     :ivar unbounded: names of the sites for which none is known.
+    :ivar subsampled: names of the plates of which a pass draws one minibatch for all particles.
     :ivar num_rewards: number of rewards that a run evaluates.
     :ivar max_plate_nesting: number of batch dims of the program.
 
@@ -98,6 +99,7 @@ class ProgramProposal:
         self._common_beta = len({float(term.beta) for term in sites.tilts}) == 1
         self.log_bound = sites.log_bound
         self.unbounded = sites.unbounded
+        self.subsampled = sites.subsampled if vectorized else []
         rank = max(sites.rank, guide_rank)
         if max_plate_nesting is not None and max_plate_nesting < rank:
             raise ValueError(

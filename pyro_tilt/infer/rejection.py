@@ -11,17 +11,19 @@ import torch
 from torch import Tensor
 
 from pyro_tilt.infer.certificate import Certificate
-from pyro_tilt.infer.errors import AcceptanceTooLow
-from pyro_tilt.infer.pooled import StreamMoments, iid_result
+from pyro_tilt.infer.pooled import (
+    StreamMoments,
+    check_bound,
+    gave_up,
+    iid_result,
+    refuse_shared_minibatches,
+)
 from pyro_tilt.infer.proposal import Draws, ProgramProposal
-from pyro_tilt.infer.sampler import Run, Sampler
+from pyro_tilt.infer.sampler import Run, Sampler, check_count
 from pyro_tilt.infer.weighted_samples import WeightedSamples
-from pyro_tilt.ops.pool import PoolExhausted, pooled_rejection
+from pyro_tilt.ops.pool import PoolExhausted, PoolResult, pooled_rejection
 
 __all__ = ["Rejection"]
-
-# Rounding in the log weight of a draw that attains the bound; anything larger is a wrong bound.
-_BOUND_SLACK = 1e-4
 
 
 class Rejection(Sampler):
@@ -42,10 +44,11 @@ class Rejection(Sampler):
     :param float min_acceptance: the run stops with an error when, after as many proposals as the
         inverse of this, the mean acceptance probability is below it.
     :param int max_draws: most proposals of a chain; None for no limit.
-    :raises ValueError: if no bound is known, or a proposal exceeds it.
+    :raises ValueError: if no bound is known, if a proposal exceeds it, or if the draws of a block
+        would share the minibatch of a plate.
     :raises AcceptanceTooLow: see ``min_acceptance`` and ``max_draws``; the draws accepted by then
         are attached.
-    :raises ZeroWeights: if no proposal of a long run has a positive weight.
+    :raises ZeroWeights: if no proposal of a run that was given up has a positive weight.
 
     Example::
 
@@ -76,14 +79,15 @@ class Rejection(Sampler):
             raise ValueError(f"min_acceptance must lie in (0, 1), got {min_acceptance}")
         self.log_bound = log_bound
         self.min_acceptance = min_acceptance
-        self.max_draws = max_draws
+        self.max_draws = None if max_draws is None else check_count("max_draws", max_draws)
 
     def _sample(self, run: Run) -> WeightedSamples:
+        refuse_shared_minibatches(run)
         bound = self._bound(run.proposal)
         moments = StreamMoments(bound, min_acceptance=self.min_acceptance)
 
         def log_accept(batch: Draws) -> Tensor:
-            _check_bound(batch.log_weights, bound)
+            check_bound(batch.log_weights, bound)
             return batch.log_weights - bound
 
         with run.bar(self.num_samples) as bar:
@@ -92,20 +96,28 @@ class Rejection(Sampler):
                     run.proposal.draw,
                     log_accept,
                     self.num_samples,
-                    max_block=self.max_batch,
+                    max_block=self.block,
                     max_total=self.max_draws,
                     generator=torch.Generator().manual_seed(run.accept_seed),
                     observe=moments.observe,
                     progress=bar.update,
                 )
             except PoolExhausted as error:
-                partial = iid_result(self, run, error.partial, moments, certificate=_exact())
-                raise AcceptanceTooLow(
-                    f"max_draws = {self.max_draws} proposals gave {len(partial)} of "
-                    f"{self.num_samples} draws; they are in .partial of this error",
-                    partial if len(partial) else None,
-                ) from error
-        return iid_result(self, run, pool, moments, certificate=_exact(), info={"log_bound": bound})
+                partial = self._result(run, error.partial, moments, bound)
+                raise gave_up(self, moments, partial, self.max_draws) from error
+        return self._result(run, pool, moments, bound)
+
+    def _result(
+        self, run: Run, pool: PoolResult[Draws], moments: StreamMoments, bound: float
+    ) -> WeightedSamples:
+        certificate = Certificate(
+            target="joint tilt",
+            law="exact",
+            covers="independent draws; the bound was checked on every proposal",
+        )
+        return iid_result(
+            self, run, pool, moments, certificate=certificate, info={"log_bound": bound}
+        )
 
     def _bound(self, proposal: ProgramProposal) -> float:
         bound = proposal.log_bound if self.log_bound is None else self.log_bound
@@ -117,21 +129,3 @@ class Rejection(Sampler):
             "Wrap the reward as rewards.Bounded(fn, low, high), pass log_bound=, or use LCB or "
             "ImportanceSampler, which need none"
         )
-
-
-def _check_bound(log_weights: Tensor, bound: float) -> None:
-    excess = float(log_weights.max()) - bound if len(log_weights) else 0.0
-    if excess > _BOUND_SLACK * max(1.0, abs(bound)):
-        raise ValueError(
-            f"a proposal has log weight {excess + bound:.6g}, above the bound {bound:.6g} by "
-            f"{excess:.3g}: the bound of the reward, or log_bound, is wrong and the draws would "
-            "not be exact"
-        )
-
-
-def _exact() -> Certificate:
-    return Certificate(
-        target="joint tilt",
-        law="exact",
-        covers="independent draws; the bound was checked on every proposal",
-    )

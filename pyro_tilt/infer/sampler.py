@@ -8,6 +8,7 @@ timed and counted, and the chains are merged into one :class:`WeightedSamples`.
 
 from __future__ import annotations
 
+import numbers
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from typing import Any, ClassVar
 from tqdm import tqdm
 
 from pyro_tilt.infer.cost import Cost, CountRows
+from pyro_tilt.infer.errors import SamplingError
 from pyro_tilt.infer.merge import merge
 from pyro_tilt.infer.proposal import ProgramProposal
 from pyro_tilt.infer.seeding import derive_seed, seeded
@@ -24,9 +26,11 @@ from pyro_tilt.infer.weighted_samples import WeightedSamples
 from pyro_tilt.ops.pool import acceptance_generator
 from pyro_tilt.poutine import align
 
-__all__ = ["Run", "Sampler"]
+__all__ = ["Run", "Sampler", "check_count"]
 
 DEFAULT_MAX_BATCH = 2**17
+# Between two of them the progress bar moves; a program run draw by draw needs no large blocks.
+_LOOP_BLOCK = 256
 _ACCEPT_STREAM, _CALIBRATION_STREAM = 1, 2
 
 
@@ -121,24 +125,33 @@ class Sampler(ABC):
             program = align(program, reward, 1.0 if beta is None else beta)
         self.program = program
         count = num_samples if num_samples is not None else num_particles
-        self.num_samples = _positive("num_samples", 1000 if count is None else count)
-        self.num_chains = _positive("num_chains", num_chains)
-        self.max_batch = _positive(
+        self.num_samples = check_count("num_samples", 1000 if count is None else count)
+        self.num_chains = check_count("num_chains", num_chains)
+        self.max_batch = check_count(
             "max_batch", DEFAULT_MAX_BATCH if max_batch is None else max_batch
         )
-        self.seed = seed
+        self.seed = _check_seed(seed)
         self.progress = progress
         self.max_plate_nesting = max_plate_nesting
         self.vectorized = vectorized
         self.guide: Callable[..., Any] | None = None
 
+    @property
+    def block(self) -> int:
+        """Most rows to ask of the proposal at once."""
+        return self.max_batch if self.vectorized else min(self.max_batch, _LOOP_BLOCK)
+
     def run(self, *args: Any, **kwargs: Any) -> WeightedSamples:
         """Draws from the program's target; all arguments go to the program."""
-        return (
-            merge(*self._chains(args, kwargs))
-            if self.num_chains > 1
-            else next(self._chains(args, kwargs))
-        )
+        results: list[WeightedSamples] = []
+        try:
+            results.extend(self._chains(args, kwargs))
+        except SamplingError as error:
+            if results:
+                parts = results if error.partial is None else [*results, error.partial]
+                error.partial = merge(*parts)
+            raise
+        return merge(*results)
 
     @abstractmethod
     def _sample(self, run: Run) -> WeightedSamples:
@@ -178,7 +191,17 @@ class Sampler(ABC):
         )
 
 
-def _positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or int(value) != value or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+def check_count(name: str, value: int, *, at_least: int = 1) -> int:
+    """The count as an int; ``ValueError`` where it is none or too small."""
+    whole = isinstance(value, numbers.Real) and not isinstance(value, bool) and value % 1 == 0
+    if not whole or value < at_least:
+        raise ValueError(f"{name} must be an integer of at least {at_least}, got {value!r}")
     return int(value)
+
+
+def _check_seed(seed: int | None) -> int | None:
+    if seed is None:
+        return None
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be None or an integer in [0, 2**32), got {seed!r}")
+    return int(seed)

@@ -178,7 +178,7 @@ def pooled_rejection(
     max_proposals: int | None = None,
     max_total: int | None = None,
     generator: torch.Generator | None = None,
-    observe: Callable[[B, int], None] | None = None,
+    observe: Callable[[B, int], bool | None] | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> PoolResult[B]:
     r"""
@@ -209,9 +209,10 @@ def pooled_rejection(
     :param generator: source of the acceptance uniforms, by default
         :func:`acceptance_generator`. The proposals never see it.
     :param observe: called with every block and the number of its leading rows that belong
-        to the run (the rest lie behind the last slot).
+        to the run (the rest lie behind the last slot); the run ends where it returns True.
     :param progress: called with the number of slots that a block filled.
-    :raises PoolExhausted: where ``max_total`` rows do not fill every slot.
+    :raises PoolExhausted: where ``max_total`` rows do not fill every slot, or ``observe`` ended
+        the run before.
     :raises ValueError: for a nan, a wrong shape, or a size below 1.
 
     >>> _ = torch.manual_seed(0)
@@ -225,8 +226,9 @@ def pooled_rejection(
     if num == 0:
         return _empty(propose(1))
     generator = acceptance_generator() if generator is None else generator
-    run = _Run[B](num, max_proposals, max_total)
-    while run.filled < num and run.drawn != max_total:
+    run = _Run[B](num, max_proposals)
+    stop = False
+    while run.filled < num and run.drawn != max_total and not stop:
         rows = next_block(num - run.filled, run.accepted, run.drawn, max_block)
         rows = rows if max_total is None else min(rows, max_total - run.drawn)
         block = propose(rows)
@@ -239,7 +241,7 @@ def pooled_rejection(
         before = run.filled
         used = run.take(block, accept(log_probs, generator))
         if observe is not None:
-            observe(block, used)
+            stop = bool(observe(block, used))
         if progress is not None:
             progress(run.filled - before)
     if run.filled < num:
@@ -255,8 +257,8 @@ def pooled_rejection(
 class _Run(Generic[B]):
     """Slots filled so far, and where in the stream the last of them was closed."""
 
-    def __init__(self, num: int, cap: int | None, max_total: int | None) -> None:
-        self.num, self.cap, self.max_total = num, cap, max_total
+    def __init__(self, num: int, cap: int | None) -> None:
+        self.num, self.cap = num, cap
         self.filled = self.accepted = self.total = self.drawn = self.blocks = self.since = 0
         self.parts: list[B] = []
         self.gaps: list[Tensor] = []
@@ -267,7 +269,7 @@ class _Run(Generic[B]):
         rows, waiting = len(mask), self.num - self.filled
         ends, passed = (x[:waiting] for x in _slot_ends(mask, self.since, self.cap))
         # A run that ends empty-handed still needs one (empty) part for its partial result.
-        if len(ends) or (not self.parts and self.drawn + rows == self.max_total):
+        if len(ends) or not self.parts:
             self.parts.append(_take(block, ends, rows))
             self.gaps.append(ends.diff(prepend=ends.new_tensor([-1 - self.since])))
             self.capped.append(~passed)

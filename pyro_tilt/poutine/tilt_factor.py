@@ -62,6 +62,8 @@ def check_beta(beta: Beta) -> Beta:
     if isinstance(beta, Tensor):
         if beta.dim() != 0:
             raise ValueError(f"beta must be a number or 0-dim tensor, got shape {beta.shape}")
+        if not bool(beta.isfinite()):
+            raise ValueError(f"beta must be finite, got {beta}")
         return beta
     if isinstance(beta, bool) or not isinstance(beta, (int, float)):
         raise TypeError(f"beta must be a number or 0-dim tensor, got {type(beta).__name__}")
