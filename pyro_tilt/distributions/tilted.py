@@ -282,10 +282,12 @@ class Tilted(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
+        """The mean, where the law is known exactly."""
         return self._law("mean").mean
 
     @property
     def variance(self) -> Tensor:
+        """The variance, where the law is known exactly."""
         return self._law("variance").variance
 
     def entropy(self) -> Tensor:
