@@ -13,6 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_tilt.poutine.tilt_factor import TiltTerm, conform
+from pyro_tilt.poutine.tilted_site import find_tilted
 from pyro_tilt.poutine.weight_messenger import is_deterministic
 
 
@@ -43,6 +44,7 @@ class ProgramSites:
     :ivar rank: the largest batch rank of any site.
     :ivar log_bound: upper bound on the log weight.
     :ivar unbounded: names of the sites for which none is known.
+    :ivar quadrature: stated error of each latent ``Tilted`` site that is drawn by quadrature.
     :ivar subsampled: names of the plates that draw a part of their indices.
     """
 
@@ -53,6 +55,7 @@ class ProgramSites:
     rank: int = 0
     log_bound: float = 0.0
     unbounded: list[str] = field(default_factory=list)
+    quadrature: dict[str, float] = field(default_factory=dict)
     subsampled: list[str] = field(default_factory=list)
 
     def note_bound(self, name: str, bound: float) -> None:
@@ -100,6 +103,9 @@ def read_sites(trace: Trace, weighted: Container[str] = ()) -> ProgramSites:
             sites.latents.append(name)
             if name in weighted:
                 sites.note_bound(name, math.inf)
+            tilted = find_tilted(site["fn"])
+            if tilted is not None and tilted.tractability.sampling == "quadrature":
+                sites.quadrature[name] = tilted.tractability.error or 0.0
     return sites
 
 

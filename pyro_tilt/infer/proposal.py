@@ -61,6 +61,8 @@ class ProgramProposal:
     :ivar log_bound: a bound on the log weights, ``inf`` where none is known.
     :ivar unbounded: names of the sites for which none is known.
     :ivar subsampled: names of the plates of which a pass draws one minibatch for all particles.
+    :ivar quadrature: stated error, in a plain run, of each latent ``Tilted`` site that is drawn by
+        quadrature.
     :ivar num_rewards: number of rewards that a run evaluates.
     :ivar max_plate_nesting: number of batch dims of the program.
 
@@ -99,6 +101,7 @@ class ProgramProposal:
         self._common_beta = len({float(term.beta) for term in sites.tilts}) == 1
         self.log_bound = sites.log_bound
         self.unbounded = sites.unbounded
+        self.quadrature = sites.quadrature
         self.subsampled = sites.subsampled if vectorized else []
         rank = max(sites.rank, guide_rank)
         if max_plate_nesting is not None and max_plate_nesting < rank:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import numbers
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from tqdm import tqdm
@@ -178,7 +178,7 @@ class Sampler(ABC):
                 )
                 with run.rows:
                     result = self._sample(run)
-            yield result
+            yield _exclude_quadrature(result, run.proposal.quadrature)
 
     def _proposal(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ProgramProposal:
         return ProgramProposal(
@@ -189,6 +189,17 @@ class Sampler(ABC):
             max_plate_nesting=self.max_plate_nesting,
             vectorized=self.vectorized,
         )
+
+
+def _exclude_quadrature(result: WeightedSamples, sites: Mapping[str, float]) -> WeightedSamples:
+    """Names the error of sites that are drawn by quadrature, which no sampler here can see."""
+    if sites:
+        words = ", ".join(f"{name!r} ({error:.1e} in a plain run)" for name, error in sites.items())
+        excludes = [result.certificate.excludes, f"the quadrature error of Tilted sites {words}"]
+        result.certificate = replace(
+            result.certificate, excludes="; ".join(text for text in excludes if text)
+        )
+    return result
 
 
 def check_count(name: str, value: int, *, at_least: int = 1) -> int:

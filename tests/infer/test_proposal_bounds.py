@@ -7,7 +7,8 @@ import pytest
 import torch
 from pyro import poutine
 
-from pyro_tilt import rewards
+from pyro_tilt import Tilted, rewards
+from pyro_tilt.infer import Rejection
 from pyro_tilt.infer.proposal import ProgramProposal
 from pyro_tilt.poutine import align, reward_factor
 
@@ -84,3 +85,19 @@ def test_a_scale_that_may_vary_bounds_nothing():
 
     assert ProgramProposal(program, (0.0,)).log_bound == 0.0
     assert ProgramProposal(program, (1.0,)).log_bound == math.inf
+
+
+def test_sites_drawn_by_quadrature_are_named_in_the_certificate():
+    def kinked(x):
+        return -(x - 1.0).abs()
+
+    def program():
+        law = Tilted(dist.Gamma(torch.tensor(3.0), torch.tensor(1.5)), kinked)
+        z = pyro.sample("z", law)
+        exact = Tilted(dist.Normal(z, torch.tensor(1.0)), rewards.Linear(torch.tensor(0.5)))
+        return pyro.sample("x", exact)
+
+    reward = rewards.Bounded(torch.sigmoid, low=0.0, high=1.0)
+    result = Rejection(program, reward=reward, num_samples=10, seed=0).run()
+    assert "'z'" in result.certificate.excludes
+    assert "'x'" not in result.certificate.excludes
