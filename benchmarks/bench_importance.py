@@ -7,13 +7,13 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer import Importance
-from pyro_tilt.ops.psis import pareto_smooth
 from torch import Tensor
 
 from benchmarks.harness import Row, paired_ratio
 from pyro_tilt import align
 from pyro_tilt.infer import ImportanceSampler
 from pyro_tilt.ops.importance import log_evidence
+from pyro_tilt.ops.psis import pareto_smooth
 
 TITLE = "Importance sampling, a six-site Gaussian chain"
 ZERO, ONE, SCALE = torch.tensor(0.0), torch.tensor(1.0), torch.tensor(0.7)

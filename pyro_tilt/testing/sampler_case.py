@@ -28,11 +28,9 @@ from pyro_tilt.testing.exact_programs import (
     conjugate_gaussian,
     two_categoricals,
 )
+from pyro_tilt.testing.gates import P_VALUE, Z_SCORE, hotelling
 
 __all__ = ["SamplerTestCase"]
-
-P_VALUE = 1e-5
-Z_SCORE = 4.5
 
 
 class SamplerTestCase:
@@ -92,14 +90,15 @@ class SamplerTestCase:
             estimates.append(torch.zeros(12).double().index_add_(0, states, weights))
         # The ratio estimator's bias, of order 1/400, is far below its spread over 120 runs.
         keep = case.probabilities > 0
-        _hotelling(torch.stack(estimates)[:, keep][:, :-1], case.probabilities[keep][:-1])
+        hotelling(torch.stack(estimates)[:, keep][:, :-1], case.probabilities[keep][:-1])
 
     @pytest.mark.parametrize("observed", [False, True])
     def test_evidence_is_unbiased(self, observed: bool) -> None:
+        # Few draws a run: what is biased by the stopping of a stream is so by 1/N.
         case = two_categoricals(observed=observed)
         ratios = []
         for seed in range(400):
-            result = self.make(case.aligned(), num_samples=8, seed=seed).run()
+            result = self.make(case.aligned(), num_samples=3, seed=seed).run()
             ratios.append(math.exp(float(result.log_normalizer) - case.log_normalizer))
         score = (np.mean(ratios) - 1.0) / (np.std(ratios, ddof=1) / math.sqrt(len(ratios)))
         assert abs(score) < Z_SCORE
@@ -125,7 +124,7 @@ class SamplerTestCase:
             moments.append((weights.unsqueeze(-1) * rows).sum(0))
         second = case.covariance + torch.outer(case.mean, case.mean)
         exact = torch.stack([*case.mean, second[0, 0], second[0, 1], second[1, 1]])
-        _hotelling(torch.stack(moments), exact)
+        hotelling(torch.stack(moments), exact)
 
     def test_reward_stat_is_the_reward(self) -> None:
         case = conjugate_gaussian()
@@ -184,6 +183,40 @@ class SamplerTestCase:
         assert torch.equal(draws[0][1], draws[1][1])
         assert not torch.equal(draws[0][0], draws[0][1])
 
+    @pytest.mark.parametrize("seed", [-1, 2**32, 1.5, True])
+    def test_bad_seed_is_named(self, seed: Any) -> None:
+        with pytest.raises(ValueError, match="seed"):
+            self.make(_plain, seed=seed)
+
+    def test_an_interrupt_leaves_nothing_broken(self) -> None:
+        calls = 0
+
+        def reward(x: Tensor) -> Tensor:
+            nonlocal calls
+            calls += 1
+            if calls > 2:
+                raise KeyboardInterrupt
+            return _squash(x)
+
+        bounded = rewards.Bounded(reward, low=0.0, high=1.0)
+        sampler = self.make(_plain, reward=bounded, num_samples=500, max_batch=100, seed=0)
+        pyro.set_rng_seed(3)
+        before = torch.get_rng_state()
+        with pytest.raises(KeyboardInterrupt):
+            sampler.run()
+        assert torch.equal(before, torch.get_rng_state())
+        assert not pyro.poutine.runtime._PYRO_STACK
+        calls = -(10**6)
+        assert len(sampler.run()) == 500
+
+    def test_no_bar_on_short_work(self, capfd: pytest.CaptureFixture[str]) -> None:
+        case = conjugate_gaussian()
+        quiet = {"num_samples": 50, "max_batch": 20, "seed": 0}
+        self.make(case.aligned(), progress=None, **quiet).run()
+        assert capfd.readouterr().err == ""
+        self.make(case.aligned(), progress=True, **quiet).run()
+        assert self.sampler.__name__ in capfd.readouterr().err
+
     def test_max_batch_bounds_the_rows_of_a_call(self) -> None:
         sizes: list[int] = []
 
@@ -232,7 +265,7 @@ class SamplerTestCase:
             assert result.samples["vector"].shape == (400, 3, 2)
             weights = self.correction(result).softmax(0)
             means.append((weights.unsqueeze(-1) * result.samples["x"]).sum(0))
-        _hotelling(torch.stack(means), ((loc + goal) / 2).double())
+        hotelling(torch.stack(means), ((loc + goal) / 2).double())
 
     def test_empty_plate_is_refused_and_empty_values_are_not(self) -> None:
         def plated() -> Tensor:
@@ -358,14 +391,3 @@ def _squash(x: Tensor) -> Tensor:
 def _log_likelihood() -> Tensor:
     observed, plain = two_categoricals(observed=True), two_categoricals(observed=False)
     return observed.log_base - plain.log_base
-
-
-def _hotelling(rows: Tensor, exact: Tensor) -> None:
-    """Gates the mean of independent rows against an exact vector by Hotelling's T squared."""
-    rows = rows.double()
-    count, size = rows.shape
-    gap = rows.mean(0) - exact
-    covariance = torch.cov(rows.T)
-    squared = count * gap @ torch.linalg.solve(covariance, gap)
-    statistic = float(squared) * (count - size) / (size * (count - 1))
-    assert stats.f.sf(statistic, size, count - size) > P_VALUE

@@ -10,6 +10,7 @@ from pyro_tilt import rewards
 from pyro_tilt.infer import ImportanceSampler, SamplerWarning, ZeroWeights
 from pyro_tilt.ops.psis import khat_threshold, pareto_smooth
 from pyro_tilt.testing.exact_programs import conjugate_gaussian, two_categoricals
+from pyro_tilt.testing.loop_case import LoopedSamplerTestCase
 from pyro_tilt.testing.sampler_case import SamplerTestCase
 
 
@@ -17,20 +18,8 @@ class TestImportanceSampler(SamplerTestCase):
     sampler = ImportanceSampler
 
 
-class TestImportanceSamplerInALoop(SamplerTestCase):
-    """The path for programs that cannot be vectorised must follow the same law."""
-
+class TestImportanceSamplerInALoop(LoopedSamplerTestCase):
     sampler = ImportanceSampler
-    options = {"vectorized": False}
-
-    # One Python run per draw: the statistical parts are covered by a smaller test below.
-    test_law_over_states = None
-    test_weights_give_the_target = None
-    test_continuous_moments = None
-    test_plates = None
-    test_evidence_error_is_calibrated = None
-    test_raising_beta_raises_the_reward = None
-    test_nested_align_adds_up = None
 
 
 def test_data_dependent_control_flow_needs_the_loop():
@@ -112,3 +101,29 @@ def test_few_level_rewards_are_judged_by_their_sample_size():
     rare = rewards.Bounded(lambda x: (x > 0.99).to(x), low=0.0, high=1.0)
     with pytest.warns(SamplerWarning, match="effective sample size"):
         ImportanceSampler(program, reward=rare, beta=20.0, num_samples=200, seed=0).run()
+
+
+def test_one_draw_that_carries_all_of_few_is_not_silent():
+    def program():
+        return pyro.sample("x", dist.Normal(torch.tensor(0.0), torch.tensor(1.0)))
+
+    with pytest.warns(SamplerWarning, match="effective sample size 1.0"):
+        ImportanceSampler(program, reward=lambda x: 1e6 * x, num_samples=10, seed=0).run()
+
+
+def test_a_shared_minibatch_is_declared():
+    data = torch.linspace(-1.0, 2.0, 20)
+
+    def program():
+        x = pyro.sample("x", dist.Normal(torch.tensor(0.0), torch.tensor(1.0)))
+        with pyro.plate("rows", 20, subsample_size=5) as rows:
+            pyro.sample("y", dist.Normal(x, torch.tensor(5.0)), obs=data[rows])
+        return x
+
+    options = {"reward": rewards.Linear(torch.tensor(0.2)), "num_samples": 200, "seed": 0}
+    shared = ImportanceSampler(program, **options).run()
+    assert "minibatch of 'rows'" in shared.certificate.excludes
+    assert shared.log_normalizer_error.isnan()
+    own = ImportanceSampler(program, vectorized=False, **options).run()
+    assert "minibatch" not in own.certificate.excludes
+    assert own.log_normalizer_error > 0

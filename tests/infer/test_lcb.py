@@ -9,9 +9,10 @@ import torch
 from scipy import stats
 
 from pyro_tilt import rewards
-from pyro_tilt.infer import LCB, AcceptanceTooLow, SamplerWarning, ZeroWeights
+from pyro_tilt.infer import LCB, AcceptanceTooLow, Rejection, SamplerWarning, ZeroWeights
 from pyro_tilt.infer.lcb_certificate import clipping
 from pyro_tilt.testing.exact_programs import conjugate_gaussian, two_categoricals
+from pyro_tilt.testing.loop_case import LoopedSamplerTestCase
 from pyro_tilt.testing.sampler_case import SamplerTestCase
 
 
@@ -24,7 +25,9 @@ def clipped(case, result):
         log_weight, log_base = log_weight + (log_base - plain), plain
     b = result.info["baseline"]
     law = (log_base + log_weight.clamp(max=b)).softmax(0)
-    mass = float(1 - ((log_base + log_weight.clamp(max=b)).logsumexp(0) - case.log_normalizer).exp())
+    mass = float(
+        1 - ((log_base + log_weight.clamp(max=b)).logsumexp(0) - case.log_normalizer).exp()
+    )
     return law, mass, float((law - case.probabilities).abs().sum() / 2)
 
 
@@ -52,6 +55,12 @@ class TestLCBWithExchangeRate(SamplerTestCase):
         return clipped(case, result)[0]
 
 
+class TestLCBInALoop(LoopedSamplerTestCase):
+    sampler = LCB
+    # A given baseline spares the calibration draws, each of them a run of the program.
+    options = {"vectorized": False, "baseline": -0.7}
+
+
 def linear(dim=4):
     def program():
         return pyro.sample("x", dist.Normal(torch.zeros(dim), torch.ones(dim)).to_event(1))
@@ -71,9 +80,7 @@ def test_clipped_mass_stays_below_epsilon(epsilon):
 def test_gaussian_acceptance_matches_the_sharpened_bound():
     # A ~ N(0, s^2): psi(t) = s^2 t^2 / 2, so the best sharpened baseline is known.
     program, reward, variance = linear()
-    result = LCB(
-        program, reward=reward, num_calibration=200_000, num_samples=20_000, seed=0
-    ).run()
+    result = LCB(program, reward=reward, num_calibration=200_000, num_samples=20_000, seed=0).run()
     lam = torch.linspace(0.05, 30, 4000, dtype=torch.float64)
     log_c = torch.xlogy(lam, lam) - torch.xlogy(1 + lam, 1 + lam)
     psi = 0.5 * variance * (1 + lam) ** 2
@@ -215,3 +222,108 @@ def test_no_positive_weight_in_calibration():
     nothing = rewards.Constraint(lambda value: value[0] > 5)
     with pytest.raises(ZeroWeights):
         LCB(case.program, reward=nothing, num_samples=40, seed=0).run()
+
+
+def test_minibatches_shared_by_a_block_are_refused():
+    def program():
+        x = pyro.sample("x", dist.Normal(torch.tensor(0.0), torch.tensor(1.0)))
+        with pyro.plate("rows", 4, subsample_size=2):
+            pyro.sample("y", dist.Normal(x, torch.tensor(1.0)), obs=torch.zeros(2))
+        return x
+
+    with pytest.raises(ValueError, match="'rows'.*vectorized=False"):
+        LCB(program, reward=rewards.Linear(torch.tensor(1.0)), num_samples=20, seed=0).run()
+
+
+class Stated(rewards.Reward):
+    """A reward with a bound that nothing checks."""
+
+    event_dim = 1
+
+    def __init__(self, fn, bound):
+        self.fn, self.bound = fn, bound
+
+    def __call__(self, value):
+        return self.fn(value)
+
+    @property
+    def upper_bound(self):
+        return self.bound
+
+
+def test_a_wrong_bound_is_caught_before_it_is_certified():
+    program, _, _ = linear()
+    wrong = Stated(lambda x: x.sum(-1), bound=1.0)
+    with pytest.raises(ValueError, match="above the bound"):
+        LCB(program, reward=wrong, baseline=-1.0, num_samples=500, seed=0).run()
+
+
+def test_rounding_above_the_bound_is_forgiven():
+    program, _, _ = linear()
+    # As where a sum of large float32 numbers attains its bound.
+    rounded = Stated(lambda x: 0 * x.sum(-1) + 0.1 + 3e-6, bound=0.1)
+    result = LCB(program, reward=rounded, baseline=0.0, num_samples=200, seed=0).run()
+    assert result.certificate.law == "bounded"
+    assert result.info["clipped_mass"] == pytest.approx(1 - math.exp(-0.1), abs=1e-5)
+
+
+def test_a_capped_run_cut_short_bounds_nothing():
+    case = two_categoricals()
+    with pytest.warns(SamplerWarning, match="max_proposals"), pytest.raises(AcceptanceTooLow) as e:
+        LCB(
+            case.aligned(), baseline=0.0, max_proposals=2, max_draws=50, num_samples=100, seed=0
+        ).run()
+    certificate = e.value.partial.certificate
+    assert certificate.law == "consistent" and "cut short" in certificate.excludes
+
+
+def test_proposals_without_any_weight_have_evidence_zero():
+    case = two_categoricals()
+    rare = rewards.Constraint(lambda value: value[0] > 5)
+    with pytest.warns(SamplerWarning, match="max_proposals"):
+        result = LCB(
+            case.program, reward=rare, baseline=0.0, max_proposals=1, num_samples=3, seed=0
+        ).run()
+    assert result.log_normalizer == -math.inf
+    assert result.certificate.total_variation == 1.0
+
+
+def test_calibration_leaves_the_stream_of_proposals_alone():
+    case = conjugate_gaussian()
+    runs = [
+        LCB(case.aligned(), baseline=baseline, num_samples=50, seed=3, **options).run()
+        for baseline, options in ((0.0, {}), ("budget", {"budget": 1e9, "num_calibration": 300}))
+    ]
+    # A budget so large ends at the bound, 0 up to rounding: the same proposals, accepted alike.
+    assert runs[1].info["baseline"] == pytest.approx(0.0, abs=1e-5)
+    assert torch.equal(runs[0].samples["x"], runs[1].samples["x"])
+    plain = Rejection(case.aligned(), num_samples=50, seed=3).run()
+    assert torch.equal(runs[0].samples["x"], plain.samples["x"])
+
+
+def test_base_draws_are_the_stream_of_proposals():
+    case = conjugate_gaussian()
+    result = LCB(case.aligned(), num_samples=2000, seed=0).run()
+    total = int(result.info["total_proposals"])
+    assert len(result.base.reward) == min(total, 10_000)
+    reward = result.base.reward.double()
+    spread = float(reward.std()) / math.sqrt(len(reward))
+    assert abs(float(reward.mean()) - case.base_reward_mean) < 4.5 * spread
+    assert (result.base.log_factors == 0).all()
+
+
+def test_half_of_the_calibration_is_held_out():
+    case = two_categoricals()
+    sampler = LCB(case.aligned(), epsilon=0.1)
+    # The half that the bound is fitted to has flat weights, the other one a heavy share above it.
+    log_weights = torch.zeros(4000).double()
+    log_weights[1::4] = 2.0
+    chosen = sampler._choose(log_weights, math.inf)
+    held_out = log_weights[1::2]
+    lost = (
+        (1 - (chosen.value - held_out).exp()).clamp(min=0) * held_out.exp() / held_out.exp().sum()
+    )
+    assert float(lost.sum()) == pytest.approx(0.1, abs=1e-6)
+    # With the halves exchanged the fitted bound is the larger one and stays.
+    swapped = sampler._choose(log_weights.roll(-1), math.inf)
+    assert swapped.value > chosen.value
