@@ -127,3 +127,19 @@ def test_a_shared_minibatch_is_declared():
     own = ImportanceSampler(program, vectorized=False, **options).run()
     assert "minibatch" not in own.certificate.excludes
     assert own.log_normalizer_error > 0
+
+
+@pytest.mark.parametrize("vectorized", [True, False])
+@pytest.mark.parametrize("num", [1, 2])
+def test_factors_count_for_few_draws_and_where_they_are_constant(num, vectorized):
+    def program():
+        x = pyro.sample("x", dist.Normal(torch.tensor(0.0), torch.tensor(1.0)))
+        pyro.factor("constant", torch.tensor(-3.0))
+        return x
+
+    result = ImportanceSampler(
+        program, reward=lambda x: -x.abs(), num_samples=num, seed=0, vectorized=vectorized
+    ).run()
+    expected = -3.0 - result.samples["x"].abs()
+    torch.testing.assert_close(result.log_weights, expected.double(), rtol=0, atol=1e-6)
+    assert (result.base.log_factors == -3.0).all()

@@ -330,3 +330,28 @@ def test_half_of_the_calibration_is_held_out():
     # With the halves exchanged the fitted bound is the larger one and stays.
     swapped = sampler._choose(log_weights.roll(-1), math.inf)
     assert swapped.value > chosen.value
+
+
+@pytest.mark.parametrize("seed", [0, None])
+@pytest.mark.parametrize("sampler", [Rejection, LCB])
+def test_acceptance_and_calibration_have_randomness_of_their_own(sampler, seed):
+    seen = []
+
+    def program():
+        zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+        x = pyro.sample("x", dist.Uniform(zero, one))
+        seen.append(x)
+        return x
+
+    # Every proposal is accepted with probability one half, whatever its value: were x itself
+    # the uniform that decides, only values below one half would be left.
+    reward = rewards.Bounded(lambda x: torch.full_like(x, math.log(0.5)), low=-1.0, high=0.0)
+    options = {} if sampler is Rejection else {"baseline": 0.0}
+    result = sampler(program, reward=reward, num_samples=2000, seed=seed, **options).run()
+    assert abs(float(result.samples["x"].mean()) - 0.5) < 4.5 / math.sqrt(12 * 2000)
+    if sampler is LCB:
+        seen.clear()
+        LCB(program, reward=reward, num_samples=2000, num_calibration=2000, seed=seed).run()
+        plain_run, calibration, first = seen[:3]
+        assert len(calibration) == len(first) == 2000
+        assert not set(calibration.tolist()) & set(first.tolist())

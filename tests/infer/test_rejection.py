@@ -95,6 +95,9 @@ def test_too_low_acceptance_stops_with_what_it_has():
     assert 0 < len(partial) < 400
     assert partial.certificate.law == "exact"
     assert partial.cost.base_draws == 400
+    # A stream cut at a given number of proposals counts them all.
+    evidence = (case.beta * partial.base.reward.double()).logsumexp(0) - math.log(400)
+    assert float(partial.log_normalizer) == pytest.approx(float(evidence), abs=1e-9)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.01])
