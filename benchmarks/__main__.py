@@ -16,7 +16,7 @@ INTRODUCTION = """\
 # Benchmark results
 
 Written by `make bench`. Every ratio is the median of paired runs within one process, so that a
-busy machine slows both sides alike; single figures move by about 20 %. One torch thread.
+busy machine slows both sides alike; single figures move by about 20 %. One torch thread, CPU time.
 """
 
 

@@ -23,7 +23,7 @@ def run() -> list[Row]:
         ("log_prob", lambda: tilted.log_prob(x), lambda: plain.log_prob(x)),
         ("sample", lambda: tilted.sample((COUNT,)), lambda: plain.sample((COUNT,))),
     ):
-        ratio, first, second = paired_ratio(ours, theirs, rounds=60)
+        ratio, first, second = paired_ratio(ours, theirs, rounds=15)
         rows.append(
             Row(
                 f"Tilted.{name} / torch Normal.{name}, time",

@@ -111,6 +111,10 @@ class ImportanceSampler(Sampler):
         self._warn(float(ess), pareto_k)
         return result
 
+    def _stream(self) -> int:
+        # There is nothing to draw beside the proposals.
+        return 0
+
     def _draw(self, run: Run) -> Draws:
         if self.num_samples <= self.block:
             return run.proposal.draw(self.num_samples)

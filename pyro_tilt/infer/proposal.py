@@ -7,15 +7,14 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_tilt.infer.draws import Draws
-from pyro_tilt.infer.program_sites import ProgramSites, Site, read_sites
+from pyro_tilt.infer.program_sites import ProgramSites, Site, SiteRecorder, read_sites
 from pyro_tilt.infer.seeding import preserved_rng
 from pyro_tilt.poutine.particle_plate import ParticlePlate
 from pyro_tilt.poutine.tilt_factor import Beta
-from pyro_tilt.poutine.weight_messenger import WeightMessenger
+from pyro_tilt.poutine.weight_messenger import WeightMessenger, weight_dtype
 from pyro_tilt.rewards import log_tilt
 
 __all__ = ["Draws", "ProgramProposal"]
@@ -151,17 +150,18 @@ class ProgramProposal:
         replay: dict[str, Tensor] = {}
         guided, guide_rank = [], 0
         if self.guide is not None:
-            trace, proposed = self._traced(self.guide, WeightMessenger(1, None, score_latents=True))
+            scored = WeightMessenger(1, None, score_latents=True)
+            nodes, proposed = self._recorded(self.guide, scored)
             replay = {**proposed.values, **proposed.subsamples}
-            guide_sites = read_sites(trace)
+            guide_sites = read_sites(nodes)
             guide_rank = guide_sites.rank
             guided = [
                 name
                 for name in guide_sites.latents
-                if not (trace.nodes[name]["infer"] or {}).get("is_auxiliary")
+                if not (nodes[name]["infer"] or {}).get("is_auxiliary")
             ]
-        trace, plain = self._traced(self.program, WeightMessenger(1, None, replay=replay))
-        sites = read_sites(trace, plain.weighted)
+        nodes, plain = self._recorded(self.program, WeightMessenger(1, None, replay=replay))
+        sites = read_sites(nodes, plain.weighted)
         unknown = [name for name in guided if name not in sites.latents]
         if unknown:
             raise ValueError(
@@ -172,11 +172,12 @@ class ProgramProposal:
             sites.note_bound(name, math.inf)
         return sites, guide_rank
 
-    def _traced(
+    def _recorded(
         self, fn: Callable, messenger: WeightMessenger
-    ) -> tuple[poutine.Trace, WeightMessenger]:
-        with messenger:
-            return poutine.trace(fn).get_trace(*self.args, **self.kwargs), messenger
+    ) -> tuple[dict[str, Any], WeightMessenger]:
+        with messenger, SiteRecorder() as recorder:
+            fn(*self.args, **self.kwargs)
+        return recorder.nodes, messenger
 
     def _pass(self, n: int, dim: int | None) -> Draws:
         replay: dict[str, Tensor] = {}
@@ -207,10 +208,36 @@ class ProgramProposal:
         log_guide: Tensor | None,
         n: int,
     ) -> Draws:
-        like = next(iter(samples.values()), torch.empty(0))
+        log_factors = self._log_factors(samples, messenger, log_guide, n)
+        # Without factors the zeros are one number that n draws share.
+        plain = messenger.log_factors is None and log_guide is None
+        if not messenger.tilts:
+            zeros = log_factors.new_zeros(n)
+            return Draws(samples, zeros, log_factors, zeros if plain else log_factors)
+        reward = self._combine([(value, beta) for _, value, beta in messenger.tilts])
+        assert self.beta is not None
+        log_weights = reward.to(log_factors.dtype, copy=True)
+        if self.beta > 0.0:
+            log_weights *= self.beta
+        else:
+            log_weights = log_tilt(log_weights, self.beta)
+        if not plain:
+            log_weights += log_factors
+        return Draws(samples, reward, log_factors, log_weights)
+
+    def _log_factors(
+        self,
+        samples: dict[str, Tensor],
+        messenger: WeightMessenger,
+        log_guide: Tensor | None,
+        n: int,
+    ) -> Tensor:
         log_factors = messenger.log_factors
         if log_factors is None:
-            log_factors = torch.zeros(n, dtype=torch.float64, device=like.device)
+            like = next(iter(samples.values()), torch.empty(0))
+            log_factors = torch.zeros((), dtype=weight_dtype(like), device=like.device).expand(n)
+            if log_guide is None:
+                return log_factors
         if log_guide is not None:
             log_factors = log_factors - log_guide
         if not float(log_factors.amax()) < math.inf:
@@ -219,17 +246,7 @@ class ProgramProposal:
                 f"the log factors of {bad} of {n} particles are NaN or +inf; the sites that enter "
                 f"them are {[*messenger.factors, *self.unbounded]}"
             )
-        if not messenger.tilts:
-            return Draws(samples, log_factors.new_zeros(n), log_factors, log_factors)
-        reward = self._combine([(value, beta) for _, value, beta in messenger.tilts])
-        assert self.beta is not None
-        log_weights = reward.to(log_factors.dtype, copy=True)
-        if self.beta > 0.0:
-            log_weights *= self.beta
-        else:
-            log_weights = log_tilt(log_weights, self.beta)
-        log_weights += log_factors
-        return Draws(samples, reward, log_factors, log_weights)
+        return log_factors
 
     def _combine(self, terms: list[tuple[Tensor, Beta]]) -> Tensor:
         if len(terms) == 1:

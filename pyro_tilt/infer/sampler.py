@@ -39,20 +39,29 @@ class Run:
     """One chain while it runs: its proposal, its random streams, its cost so far.
 
     :ivar proposal: the program, vectorised over particles.
-    :ivar accept_seed: seed of the acceptance uniforms, apart from the stream of proposals.
-    :ivar calibration_seed: seed of draws that only tune the sampler.
+    :ivar stream: seeds what must not touch the stream of proposals; read off the random state of
+        an unseeded run, never drawn from it.
     :ivar progress: True, False, or None to show a bar only where the work takes seconds.
     """
 
     proposal: ProgramProposal
-    accept_seed: int
-    calibration_seed: int
+    stream: int
     progress: bool | None
     description: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     rows: CountRows = field(default_factory=CountRows)
     started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def accept_seed(self) -> int:
+        """Seed of the acceptance uniforms."""
+        return derive_seed(self.stream, _ACCEPT_STREAM)
+
+    @property
+    def calibration_seed(self) -> int:
+        """Seed of draws that only tune the sampler."""
+        return derive_seed(self.stream, _CALIBRATION_STREAM)
 
     def cost(self, base_draws: int) -> Cost:
         """The cost of ``base_draws`` rows of the program up to now.
@@ -163,13 +172,9 @@ class Sampler(ABC):
             if seed is not None and chain:
                 seed = derive_seed(seed, 0, chain)
             with seeded(seed):
-                # Read off the random state, not drawn from it: the stream of proposals stays the
-                # program's own.
-                stream = acceptance_generator().initial_seed() if seed is None else seed
                 run = Run(
                     proposal=self._proposal(args, kwargs),
-                    accept_seed=derive_seed(stream, _ACCEPT_STREAM),
-                    calibration_seed=derive_seed(stream, _CALIBRATION_STREAM),
+                    stream=self._stream() if seed is None else seed,
                     progress=self.progress,
                     description=type(self).__name__
                     + (f" {chain + 1}/{self.num_chains}" if self.num_chains > 1 else ""),
@@ -179,6 +184,9 @@ class Sampler(ABC):
                 with run.rows:
                     result = self._sample(run)
             yield _exclude_quadrature(result, run.proposal.quadrature)
+
+    def _stream(self) -> int:
+        return acceptance_generator().initial_seed()
 
     def _proposal(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ProgramProposal:
         return ProgramProposal(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pyro
@@ -18,10 +18,14 @@ __all__ = ["derive_seed", "preserved_rng", "seeded"]
 def preserved_rng() -> Iterator[None]:
     """Restores the random states of torch, numpy and random on exit."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
+    # fork_rng costs tens of microseconds, which short runs would notice, even without a GPU.
+    cuda = torch.cuda.is_initialized()
+    cpu_state = torch.get_rng_state()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng() if cuda else nullcontext():
             yield
     finally:
+        torch.set_rng_state(cpu_state)
         np.random.set_state(numpy_state)
         random.setstate(python_state)
 

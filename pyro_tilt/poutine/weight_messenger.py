@@ -112,8 +112,7 @@ class WeightMessenger(Messenger):
         log_prob = self._per_particle(name, log_prob)
         total = self._total
         if total is None or total.dim() < log_prob.dim():
-            dtype = torch.float32 if log_prob.device.type == "mps" else torch.float64
-            self._total = log_prob.to(dtype, copy=True)
+            self._total = log_prob.to(weight_dtype(log_prob), copy=True)
             if total is not None:
                 self._total += total
         else:
@@ -127,9 +126,9 @@ class WeightMessenger(Messenger):
         if rank == self.rank and values.shape[:1] == (self.size,):
             if values.numel() == self.size:
                 return values.reshape(self.size)
-            return values.sum(tuple(range(1, rank)), dtype=_weight_dtype(values))
+            return values.sum(tuple(range(1, rank)), dtype=weight_dtype(values))
         if self.rank == 0 or rank < self.rank or (rank == self.rank and values.shape[0] == 1):
-            return values.sum(dtype=_weight_dtype(values))
+            return values.sum(dtype=weight_dtype(values))
         raise ValueError(
             f"site '{name}': its log weight has shape {tuple(values.shape)}, whose axis "
             f"{-self.rank} should hold the {self.size} particles and be the leftmost"
@@ -146,5 +145,6 @@ def is_deterministic(site: Any) -> bool:
     return isinstance(fn.base_dist, Delta)
 
 
-def _weight_dtype(values: Tensor) -> torch.dtype:
+def weight_dtype(values: Tensor) -> torch.dtype:
+    """The dtype of log weights: float64, or float32 on a device without it."""
     return torch.float32 if values.device.type == "mps" else torch.float64
