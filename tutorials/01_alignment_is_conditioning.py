@@ -26,6 +26,7 @@
 # a model as they would condition one.
 
 # %%
+# SPDX-License-Identifier: Apache-2.0
 import os
 
 import matplotlib.pyplot as plt

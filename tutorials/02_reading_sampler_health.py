@@ -23,6 +23,7 @@
 # many base draws it takes, about $e^{\mathrm{KL}}$ and more.
 
 # %%
+# SPDX-License-Identifier: Apache-2.0
 import os
 import warnings
 
