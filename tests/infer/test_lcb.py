@@ -10,7 +10,6 @@ from scipy import stats
 
 from pyro_tilt import rewards
 from pyro_tilt.infer import LCB, AcceptanceTooLow, Rejection, SamplerWarning, ZeroWeights
-from pyro_tilt.infer.lcb_certificate import clipping
 from pyro_tilt.testing.exact_programs import conjugate_gaussian, two_categoricals
 from pyro_tilt.testing.loop_case import LoopedSamplerTestCase
 from pyro_tilt.testing.sampler_case import SamplerTestCase
@@ -163,18 +162,6 @@ def test_capped_draws_follow_their_law_and_are_declared():
     statistic = float(((counts - expected).square() / expected).sum())
     assert stats.chi2.sf(statistic, 11) > 1e-5
     assert float(counts.sum()) == 20_000
-
-
-def test_a_cap_costs_confidence_even_when_it_was_not_hit():
-    log_weights = torch.zeros(100).double()
-    never = torch.zeros(100, dtype=torch.bool)
-    options = {"baseline": 0.0, "log_bound": 0.0, "confidence": 0.95}
-    free = clipping(log_weights, never, may_cap=False, **options)
-    held = clipping(log_weights, never, may_cap=True, **options)
-    assert free.exact and free.total_variation_upper == 0.0
-    # None of 100: the exact upper bound at 97.5 % solves (1 - f)^100 = 0.025.
-    assert not held.exact
-    assert held.total_variation_upper == pytest.approx(1 - 0.025**0.01)
 
 
 def test_too_few_calibration_draws_are_never_silent():
@@ -355,3 +342,16 @@ def test_acceptance_and_calibration_have_randomness_of_their_own(sampler, seed):
         plain_run, calibration, first = seen[:3]
         assert len(calibration) == len(first) == 2000
         assert not set(calibration.tolist()) & set(first.tolist())
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 0.9])
+def test_baseline_never_falls_below_log_z(epsilon):
+    # There, clipping more of the target would save no proposal.
+    program, reward, variance = linear()
+    options = {"reward": reward, "num_samples": 100, "num_calibration": 20_000, "seed": 0}
+    result = LCB(program, epsilon=epsilon, **options).run()
+    assert result.info["baseline"] >= 0.5 * variance - 0.05
+    if epsilon == 0.9:
+        # The bound itself lies lower, so that the floor is what is used.
+        assert result.info["baseline"] == pytest.approx(0.5 * variance, abs=0.05)
+        assert result.info["acceptance_rate"] > 0.4
