@@ -355,3 +355,45 @@ def test_baseline_never_falls_below_log_z(epsilon):
         # The bound itself lies lower, so that the floor is what is used.
         assert result.info["baseline"] == pytest.approx(0.5 * variance, abs=0.05)
         assert result.info["acceptance_rate"] > 0.4
+
+
+@pytest.mark.parametrize("budget", [1.5, 3.0])
+def test_budget_is_spent(budget):
+    program, reward, variance = linear()
+    result = LCB(
+        program,
+        reward=reward,
+        baseline="budget",
+        budget=budget,
+        num_calibration=40_000,
+        num_samples=4000,
+        seed=0,
+    ).run()
+    b, s = 0.5 * variance + math.log(budget), math.sqrt(variance)
+    # The error of log Z from 40,000 weights of a lognormal law.
+    error = math.sqrt(math.expm1(variance) / 40_000)
+    assert result.info["baseline"] == pytest.approx(b, abs=4.5 * error)
+    kept = stats.norm.cdf((b - variance) / s) + budget * stats.norm.sf(b / s)
+    proposals = float(result.stats["proposals"].double().mean())
+    assert proposals == pytest.approx(budget / kept, rel=4.5 * (1 / math.sqrt(4000) + error))
+
+
+@pytest.mark.parametrize("rate", [2.0, 30.0])
+def test_exchange_rate_buys_what_it_says(rate):
+    program, reward, variance = linear()
+    options = {"num_calibration": 40_000, "num_samples": 50, "seed": 0}
+    result = LCB(program, reward=reward, baseline="exchange", exchange_rate=rate, **options).run()
+    b = torch.linspace(0.5 * variance, 4.0, 4000, dtype=torch.float64)
+    s, normal = math.sqrt(variance), torch.distributions.Normal(0.0, 1.0)
+    kept = normal.cdf((b - variance) / s) + (b - 0.5 * variance).exp() * normal.cdf(-b / s)
+    cost = (b - 0.5 * variance).exp() / kept + rate * (1 - kept)
+    reached = cost[(b - result.info["baseline"]).abs().argmin()]
+    # The minimum is flat, so that the cost and not the baseline is compared.
+    assert float(reached) == pytest.approx(float(cost.min()), rel=5e-3)
+
+
+def test_a_strict_epsilon_ends_at_the_bound_and_not_above():
+    case = two_categoricals()
+    result = LCB(case.aligned(), epsilon=1e-6, num_samples=100, seed=0).run()
+    assert result.info["baseline"] == 0.0
+    assert result.certificate.law == "exact"
