@@ -31,7 +31,7 @@ class Settings:
     seed: int = 0
     ink_beta: float = 50.0
     ink_draws: int = 8_000
-    ink_accepted: int = 100
+    ink_accepted: int = 80
     calibration: int = 3_000
     digit: int = 3
     digit_beta: float = 2.0
