@@ -19,7 +19,7 @@ def preserved_rng() -> Iterator[None]:
     """Restores the random states of torch, numpy and random on exit."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
     # fork_rng costs tens of microseconds, which short runs would notice, even without a GPU.
-    cuda = torch.cuda.is_initialized()
+    cuda = torch.cuda.is_available()
     cpu_state = torch.get_rng_state()
     try:
         with torch.random.fork_rng() if cuda else nullcontext():

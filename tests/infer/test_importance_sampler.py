@@ -81,6 +81,8 @@ def test_guide_proposes_and_the_weights_correct_it():
         pyro.sample("x", dist.Normal(loc, spread.float()))
 
     result = ImportanceSampler(case.aligned(), guide=guide, num_samples=500, seed=0).run()
+    # Draws of a guide show nothing of the base.
+    assert result.base is None
     # The guide is the aligned law itself, so every weight equals Z.
     torch.testing.assert_close(
         result.log_weights,

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
-import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -69,14 +68,6 @@ def linear(dim=4):
 
     theta = torch.tensor([0.6, -0.5, 0.4, 0.3][:dim])
     return program, rewards.Linear(theta), float(theta.square().sum())
-
-
-@pytest.mark.parametrize("epsilon", [0.2, 0.05, 0.01])
-def test_clipped_mass_stays_below_epsilon(epsilon):
-    case = two_categoricals()
-    for seed in range(10):
-        result = LCB(case.aligned(), epsilon=epsilon, num_samples=50, seed=seed).run()
-        assert clipped(case, result)[1] <= epsilon * 1.05
 
 
 def test_gaussian_acceptance_matches_the_sharpened_bound():
@@ -162,19 +153,6 @@ def test_capped_draws_follow_their_law_and_are_declared():
     statistic = float(((counts - expected).square() / expected).sum())
     assert stats.chi2.sf(statistic, 11) > 1e-5
     assert float(counts.sum()) == 20_000
-
-
-def test_too_few_calibration_draws_are_never_silent():
-    program, reward, _ = linear()
-    with pytest.warns(SamplerWarning, match="calibration"):
-        LCB(program, reward=reward, beta=6.0, num_calibration=200, num_samples=20, seed=0).run()
-
-
-def test_more_calibration_reaches_the_target_without_warning():
-    program, reward, _ = linear()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        LCB(program, reward=reward, num_calibration=20_000, num_samples=1000, seed=0).run()
 
 
 def test_proposals_show_in_cost_with_the_calibration():
@@ -300,23 +278,9 @@ def test_base_draws_are_the_stream_of_proposals():
     spread = float(reward.std()) / math.sqrt(len(reward))
     assert abs(float(reward.mean()) - case.base_reward_mean) < 4.5 * spread
     assert (result.base.log_factors == 0).all()
-
-
-def test_half_of_the_calibration_is_held_out():
-    case = two_categoricals()
-    sampler = LCB(case.aligned(), epsilon=0.1)
-    # The half that the bound is fitted to has flat weights, the other one a heavy share above it.
-    log_weights = torch.zeros(4000).double()
-    log_weights[1::4] = 2.0
-    chosen = sampler._choose(log_weights, math.inf)
-    held_out = log_weights[1::2]
-    lost = (
-        (1 - (chosen.value - held_out).exp()).clamp(min=0) * held_out.exp() / held_out.exp().sum()
-    )
-    assert float(lost.sum()) == pytest.approx(0.1, abs=1e-6)
-    # With the halves exchanged the fitted bound is the larger one and stays.
-    swapped = sampler._choose(log_weights.roll(-1), math.inf)
-    assert swapped.value > chosen.value
+    few = [Rejection(case.aligned(), num_samples=3, seed=seed).run() for seed in range(20)]
+    assert any(result.info["wasted"] > 0 for result in few)
+    assert all(len(result.base.reward) == result.info["total_proposals"] for result in few)
 
 
 @pytest.mark.parametrize("seed", [0, None])
@@ -342,58 +306,3 @@ def test_acceptance_and_calibration_have_randomness_of_their_own(sampler, seed):
         plain_run, calibration, first = seen[:3]
         assert len(calibration) == len(first) == 2000
         assert not set(calibration.tolist()) & set(first.tolist())
-
-
-@pytest.mark.parametrize("epsilon", [0.5, 0.9])
-def test_baseline_never_falls_below_log_z(epsilon):
-    # There, clipping more of the target would save no proposal.
-    program, reward, variance = linear()
-    options = {"reward": reward, "num_samples": 100, "num_calibration": 20_000, "seed": 0}
-    result = LCB(program, epsilon=epsilon, **options).run()
-    assert result.info["baseline"] >= 0.5 * variance - 0.05
-    if epsilon == 0.9:
-        # The bound itself lies lower, so that the floor is what is used.
-        assert result.info["baseline"] == pytest.approx(0.5 * variance, abs=0.05)
-        assert result.info["acceptance_rate"] > 0.4
-
-
-@pytest.mark.parametrize("budget", [1.5, 3.0])
-def test_budget_is_spent(budget):
-    program, reward, variance = linear()
-    result = LCB(
-        program,
-        reward=reward,
-        baseline="budget",
-        budget=budget,
-        num_calibration=40_000,
-        num_samples=4000,
-        seed=0,
-    ).run()
-    b, s = 0.5 * variance + math.log(budget), math.sqrt(variance)
-    # The error of log Z from 40,000 weights of a lognormal law.
-    error = math.sqrt(math.expm1(variance) / 40_000)
-    assert result.info["baseline"] == pytest.approx(b, abs=4.5 * error)
-    kept = stats.norm.cdf((b - variance) / s) + budget * stats.norm.sf(b / s)
-    proposals = float(result.stats["proposals"].double().mean())
-    assert proposals == pytest.approx(budget / kept, rel=4.5 * (1 / math.sqrt(4000) + error))
-
-
-@pytest.mark.parametrize("rate", [2.0, 30.0])
-def test_exchange_rate_buys_what_it_says(rate):
-    program, reward, variance = linear()
-    options = {"num_calibration": 40_000, "num_samples": 50, "seed": 0}
-    result = LCB(program, reward=reward, baseline="exchange", exchange_rate=rate, **options).run()
-    b = torch.linspace(0.5 * variance, 4.0, 4000, dtype=torch.float64)
-    s, normal = math.sqrt(variance), torch.distributions.Normal(0.0, 1.0)
-    kept = normal.cdf((b - variance) / s) + (b - 0.5 * variance).exp() * normal.cdf(-b / s)
-    cost = (b - 0.5 * variance).exp() / kept + rate * (1 - kept)
-    reached = cost[(b - result.info["baseline"]).abs().argmin()]
-    # The minimum is flat, so that the cost and not the baseline is compared.
-    assert float(reached) == pytest.approx(float(cost.min()), rel=5e-3)
-
-
-def test_a_strict_epsilon_ends_at_the_bound_and_not_above():
-    case = two_categoricals()
-    result = LCB(case.aligned(), epsilon=1e-6, num_samples=100, seed=0).run()
-    assert result.info["baseline"] == 0.0
-    assert result.certificate.law == "exact"
