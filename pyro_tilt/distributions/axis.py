@@ -145,20 +145,21 @@ def in_double(part: Any) -> Any:
 
     :param part: a distribution or a transform; modules are left as they are.
     """
-    if isinstance(part, nn.Module):
-        return part
-    new = copy.copy(part)
-    for name, value in vars(part).items():
-        if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
-            vars(new)[name] = type(value)(_doubled(item) for item in value)
-        else:
-            vars(new)[name] = _doubled(value)
-    if isinstance(part, Distribution):
-        new._validate_args = False
-    return new
+    return _doubled(part, {})
 
 
-def _doubled(value: Any) -> Any:
+def _doubled(value: Any, made: dict[int, Any]) -> Any:
+    """The value in float64; ``made`` holds copies by id, as inverse transforms hold each other."""
     if isinstance(value, Tensor):
         return value.to(torch.float64) if value.is_floating_point() else value
-    return in_double(value) if isinstance(value, (Distribution, Transform)) else value
+    if type(value) in (list, tuple):
+        return type(value)(_doubled(item, made) for item in value)
+    if isinstance(value, nn.Module) or not isinstance(value, (Distribution, Transform)):
+        return value
+    if id(value) not in made:
+        new = made[id(value)] = copy.copy(value)
+        for name, item in vars(value).items():
+            vars(new)[name] = _doubled(item, made)
+        if isinstance(new, Distribution):
+            new._validate_args = False
+    return made[id(value)]

@@ -3,6 +3,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,12 +16,20 @@ PILOT_SEED = 1009
 
 def parameters_of(base: Distribution) -> Iterator[Tensor]:
     """The tensors that a distribution holds, those of its parts included."""
-    for value in vars(base).values():
-        for part in value if isinstance(value, (list, tuple)) else (value,):
-            if isinstance(part, Tensor):
-                yield part
-            elif isinstance(part, (Distribution, Transform)):
-                yield from parameters_of(part)  # type: ignore[arg-type]
+    return _tensors(base, set())
+
+
+def _tensors(part: Any, seen: set[int]) -> Iterator[Tensor]:
+    if isinstance(part, Tensor):
+        yield part
+    elif isinstance(part, (list, tuple)):
+        for item in part:
+            yield from _tensors(item, seen)
+    # A transform and its inverse hold each other.
+    elif isinstance(part, (Distribution, Transform)) and id(part) not in seen:
+        seen.add(id(part))
+        for item in vars(part).values():
+            yield from _tensors(item, seen)
 
 
 def blank(base: Distribution, shape: torch.Size) -> Tensor:

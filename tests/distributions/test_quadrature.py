@@ -176,6 +176,22 @@ def test_moments_entropy_and_kl():
     assert kl_divergence(tilted, other).item() == pytest.approx(-tilted.entropy().item(), abs=1e-8)
 
 
+@pytest.mark.parametrize(
+    "base",
+    [
+        dist.LogNormal(torch.tensor(0.3).double(), torch.tensor(0.8).double()),
+        dist.Weibull(torch.tensor(2.0).double(), torch.tensor(1.5).double()),
+    ],
+    ids=["LogNormal", "Weibull"],
+)
+def test_a_transformed_base_that_was_used_before(base):
+    # Its transforms and their inverses hold each other from the first density on.
+    base.log_prob(torch.tensor(0.5).double())
+    tilted = Tilted(base, rewards.Linear(torch.tensor(-0.5).double()), 1.3)
+    kl = -0.65 * tilted.mean - tilted.log_normalizer
+    assert kl_divergence(tilted, base).item() == pytest.approx(kl.item(), abs=1e-8)
+
+
 def test_moments_that_do_not_exist_are_not_numbers():
     df = torch.tensor([0.8, 1.7, 2.6, 8.0], dtype=torch.float64)
     tilted = Tilted(dist.StudentT(df), torch.tanh)
