@@ -14,6 +14,7 @@ from pyro_tilt.infer.proposal import Draws, ProgramProposal
 from pyro_tilt.infer.rejection import Rejection
 from pyro_tilt.infer.sampler import Sampler
 from pyro_tilt.infer.storage import load, save
+from pyro_tilt.infer.tempered import TemperedSMC
 from pyro_tilt.infer.weighted_samples import WeightedSamples
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Sampler",
     "SamplerWarning",
     "SamplingError",
+    "TemperedSMC",
     "WeightedSamples",
     "ZeroWeights",
     "beta_for_kl",
