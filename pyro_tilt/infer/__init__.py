@@ -13,12 +13,14 @@ from pyro_tilt.infer.particle_check import check_particles
 from pyro_tilt.infer.proposal import Draws, ProgramProposal
 from pyro_tilt.infer.rejection import Rejection
 from pyro_tilt.infer.sampler import Sampler
+from pyro_tilt.infer.smc import SMC
 from pyro_tilt.infer.storage import load, save
 from pyro_tilt.infer.tempered import TemperedSMC
 from pyro_tilt.infer.weighted_samples import WeightedSamples
 
 __all__ = [
     "LCB",
+    "SMC",
     "AcceptanceTooLow",
     "BaseDraws",
     "Certificate",

@@ -108,7 +108,7 @@ def _tensor(state: Tensor, index: Tensor, size: int, path: str) -> Tensor:
 def _array(state: np.ndarray, index: Tensor, size: int, path: str) -> np.ndarray:
     if state.ndim == 0 or state.shape[0] != size:
         raise ValueError(
-            f"{path}: an array of shape {state.shape} lacks the leading axis of the {size} particles"
+            f"{path}: an array of shape {state.shape} lacks the leading axis of {size} particles"
         )
     return state[index.cpu().numpy()]
 
@@ -130,9 +130,7 @@ def _list(state: list, index: Tensor, size: int, path: str) -> list:
 
 
 def _items(state: tuple | list, index: Tensor, size: int, path: str) -> list:
-    return [
-        reindex(value, index, size=size, path=f"{path}[{i}]") for i, value in enumerate(state)
-    ]
+    return [reindex(value, index, size=size, path=f"{path}[{i}]") for i, value in enumerate(state)]
 
 
 @_reindex.register(dict)
