@@ -38,6 +38,7 @@ class Annealing:
     :ivar schedule: temperatures, all that a pilot run adapted, or None to adapt.
     :ivar threshold: share of N that the effective sample size is allowed to fall to.
     :ivar ancestors: number of ancestors of a waste-free run.
+    :ivar correlation: largest correlation that moves at any temperature left with their start.
     """
 
     run: Run
@@ -153,7 +154,8 @@ class Annealing:
             self.ancestor = self.ancestor.repeat(count // self.ancestors)
         else:
             moved = self.mover.at(self.particles, target, frozen)
-        self.particles, self.correlation = moved.particles, moved.correlation
+        self.particles = moved.particles
+        self.correlation = max(self.correlation, moved.correlation)
         self.stages.append(moved.stage)
         self._note(moved, ess=ess, resampled=float(resampled), unique_ancestors=float(unique))
 
@@ -213,8 +215,9 @@ class Annealing:
             excludes += "; the bias of the evidence, of order 1 / num_particles, from the "
             excludes += "adaptation of temperatures and moves (freeze_schedule removes it)"
         if self.correlation > LOW_CORRELATION:
-            excludes += "; the moves at the last temperature stopped at a correlation of "
-            excludes += f"{self.correlation:.2f} with their start"
+            excludes += "; moves that stopped while the particles kept a correlation of up to "
+            excludes += f"{self.correlation:.2f} with their start, so that the stated error of "
+            excludes += "the evidence may be too small"
         return Certificate(
             target="joint tilt",
             law="consistent",

@@ -253,7 +253,7 @@ class ProgramDensity(ProgramProposal):
         assert self.layout is not None
         lead = (len(position),) if self.vectorized else ()
         return {
-            name: position[:, where].reshape(*lead, *tail).to(dtype)
+            name: position[:, where].reshape((*lead, *tail)).to(dtype)
             for name, (where, tail, dtype) in self.layout.items()
         }
 

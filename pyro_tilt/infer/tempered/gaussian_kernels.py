@@ -17,7 +17,13 @@ from pyro_tilt.infer.tempered.kernels import Kernel, gaussian_like, log_weight_r
 from pyro_tilt.infer.tempered.schedule import Tuning, scaled
 from pyro_tilt.infer.tempered.unconstrained import innermost
 
-__all__ = ["CrankNicolsonKernel", "LangevinKernel", "Whitening", "autocorrelation", "pcnl_log_ratio"]
+__all__ = [
+    "CrankNicolsonKernel",
+    "LangevinKernel",
+    "Whitening",
+    "autocorrelation",
+    "pcnl_log_ratio",
+]
 
 _PROBES = 16
 
@@ -100,9 +106,9 @@ class Whitening:
         """Standard normal coordinates."""
 
         def solve(values: Tensor, factor: Tensor) -> Tensor:
-            return torch.linalg.solve_triangular(
-                factor, values.unsqueeze(-1), upper=False
-            ).squeeze(-1)
+            return torch.linalg.solve_triangular(factor, values.unsqueeze(-1), upper=False).squeeze(
+                -1
+            )
 
         return self._each(position - self.location, solve, inverse=True)
 

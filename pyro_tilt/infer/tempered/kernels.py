@@ -141,7 +141,11 @@ class RandomWalkKernel(Kernel):
         position = particles.position
         assert position is not None and particles.log_prior is not None
         noise = gaussian_like(position, generator)
-        step = tuning.step_size * 2.38 / math.sqrt(position.shape[1])
+        lot = torch.rand(
+            (len(position), 1), dtype=position.dtype, device=position.device, generator=generator
+        )
+        step = torch.where(lot < 0.5, 1.0, tuning.step_size)
+        step = step * (2.38 / math.sqrt(max(position.shape[1], 1)))
         proposed = density.evaluate(position + step * shaped(noise, tuning.shape))
         assert proposed.log_prior is not None
         ratio = proposed.log_prior - particles.log_prior
@@ -180,6 +184,6 @@ def population_shape(position: Tensor) -> Tensor:
     shrink = size / count if size > 1 else 0.0
     correlation = torch.cov((position / scales).T).reshape(size, size)
     correlation = (1.0 - shrink) * correlation
-    correlation.diagonal().add_(shrink)
+    correlation.diagonal().fill_(1.0)
     factor, failed = torch.linalg.cholesky_ex(correlation)
     return scales if bool(failed) else scales.unsqueeze(-1) * factor

@@ -70,9 +70,7 @@ class Mover:
                 break
         return walk.finish(walk.particles)
 
-    def chains(
-        self, particles: Particles, beta: float, frozen: Stage | None, length: int
-    ) -> Moved:
+    def chains(self, particles: Particles, beta: float, frozen: Stage | None, length: int) -> Moved:
         """
         All states of chains that start at the particles, which are its first states.
 

@@ -14,7 +14,7 @@ from pyro_tilt.ops.importance import effective_sample_size
 
 __all__ = ["Schedule", "Stage", "Tuning", "check_schedule", "next_temperature", "scaled"]
 
-_BISECTIONS = 60
+_BISECTIONS, _TOLERANCE = 100, 1e-7
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +135,9 @@ def next_temperature(
         return 1.0
     for _ in range(_BISECTIONS):
         middle = 0.5 * (low + high)
-        low, high = (middle, high) if size(middle) >= target else (low, middle)
+        here = size(middle)
+        if abs(here - target) <= _TOLERANCE * target:
+            return beta + middle
+        low, high = (middle, high) if here > target else (low, middle)
     # The upper end of the bracket always makes headway.
     return min(beta + high, 1.0)

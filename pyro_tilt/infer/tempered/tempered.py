@@ -202,7 +202,9 @@ class TemperedSMC(Sampler):
                 "each ancestor starts a chain of num_particles / waste_free states"
             )
         if self.moves is not None:
-            raise ValueError("waste_free sets the moves, num_particles / waste_free - 1; drop moves")
+            raise ValueError(
+                "waste_free sets the moves, num_particles / waste_free - 1; drop moves"
+            )
         return count
 
     def _check_schedule(
