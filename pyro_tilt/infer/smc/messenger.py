@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -74,6 +75,7 @@ class StepMessenger(WeightMessenger):
         self.groups: list[Group] = []
         self.last: Group | None = None
         self._proposed: dict[str, Any] = {}
+        self._shape = (size,) if dim == -1 else ()
         self._twist: Tensor | None = None
         self.dropped: dict[str, None] = {}
         self._claimed: set[str] = set()
@@ -220,6 +222,16 @@ class StepMessenger(WeightMessenger):
                 value = msg["value"]
                 if value.dim() == 0 or value.shape[0] != self.size:
                     self.values[name] = value.expand(self.size, *value.shape)
+
+    def _add(self, name: str, log_prob: Tensor, msg: Any) -> None:
+        # As in the base class, but the first of a step is neither copied nor converted: it is
+        # added to the float64 log weights as it is.
+        if msg["mask"] is not None or not (type(msg["scale"]) is float and msg["scale"] == 1.0):
+            log_prob = scale_and_mask(log_prob, msg["scale"], msg["mask"])
+        if log_prob.shape != self._shape:
+            log_prob = self._per_particle(name, log_prob)
+        total = self._total
+        self._total = log_prob if total is None else as_double(total) + log_prob
 
     def _follow(self, proposed: WeightMessenger | None) -> None:
         """Takes over what the guide drew for the sites to come."""

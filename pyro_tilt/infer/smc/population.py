@@ -23,6 +23,9 @@ SCHEMES: dict[str, Callable[..., Tensor]] = {
     "residual": residual,
 }
 
+# Up to here a search is faster than counting the points below each sum.
+_SEARCH = 2048
+
 
 class Population:
     r"""
@@ -105,7 +108,7 @@ class Population:
         if not self._due(ess):
             self._note(ess, log_normalizer, None)
             return None
-        index = self.scheme(log_weights, self.size, generator=self.generator)
+        index = self._ancestors(log_weights, weights)
         self._note(ess, log_normalizer, index)
         self.log_z = log_normalizer
         self.log_weights = None
@@ -206,7 +209,7 @@ class Population:
                 return torch.zeros(self.size, dtype=torch.float64)
             return log_weights
         if log_weights is None:
-            return increment if increment.dim() else increment.expand(self.size)
+            return as_double(increment if increment.dim() else increment.expand(self.size))
         return log_weights + increment
 
     def _due(self, ess: float) -> bool:
@@ -217,12 +220,30 @@ class Population:
 
     def _move(self, index: Tensor) -> None:
         self.resamplings += 1
-        self.roots = index if self.roots is None else self.roots[index]
+        self.roots = index if self.roots is None else self.roots.index_select(0, index)
         if self.twist is not None:
-            self.twist = self.twist[index]
+            self.twist = self.twist.index_select(0, index.to(self.twist.device))
         for beta, value in self.rewards.items():
             if value.dim():
-                self.rewards[beta] = value[index]
+                self.rewards[beta] = value.index_select(0, index.to(value.device))
+
+    def _ancestors(self, log_weights: Tensor, weights: Tensor) -> Tensor:
+        """The scheme's ancestors; for few particles and one point per stratum by plain search."""
+        if self.size > _SEARCH or self.scheme not in (systematic, stratified):
+            return self.scheme(log_weights, self.size, generator=self.generator)
+        sums = weights.cumsum(0)
+        count = 1 if self.scheme is systematic else self.size
+        uniforms = torch.rand(count, dtype=torch.float64, generator=self.generator)
+        points = torch.arange(self.size, dtype=torch.float64).add_(uniforms)
+        # Short of the last sum by a rounding error, so that no point lies beyond it and an item
+        # of weight zero, whose sum is that of the item before, is never found.
+        points = points.to(sums) * (sums[-1] * ((1.0 - 2.0**-50) / self.size))
+        return torch.searchsorted(sums, points, right=True).clamp_(max=self.size - 1)
+
+    def _distinct(self, index: Tensor) -> Tensor:
+        if self.scheme in (systematic, stratified):
+            return index.diff().count_nonzero() + 1
+        return torch.bincount(index).count_nonzero()
 
     def _note(self, ess: float, log_normalizer: float, index: Tensor | None) -> None:
         self.ess.append(ess)
@@ -264,5 +285,9 @@ def _sums(log_weights: Tensor) -> tuple[float, float, float, Tensor]:
     """Largest log weight, sum and sum of squares of the weights relative to it, and these."""
     top = log_weights.amax()
     weights = (log_weights - top).exp_()
-    sums: Any = torch.stack((top, weights.sum(), torch.dot(weights, weights))).tolist()
-    return sums[0], sums[1], sums[2], weights
+    sums = top, weights.sum(), torch.dot(weights, weights)
+    if weights.is_cpu:
+        return sums[0].item(), sums[1].item(), sums[2].item(), weights
+    # One transfer instead of three.
+    values: Any = torch.stack(sums).tolist()
+    return values[0], values[1], values[2], weights

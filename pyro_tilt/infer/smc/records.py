@@ -24,7 +24,7 @@ class Group:
 
     def move(self, index: Tensor) -> None:
         """Follows a resampling."""
-        self.index = index if self.index is None else self.index[index]
+        self.index = index if self.index is None else self.index.index_select(0, index)
 
 
 def gathered(value: Tensor, index: Tensor | None) -> Tensor:
