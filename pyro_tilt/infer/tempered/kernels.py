@@ -141,12 +141,12 @@ class RandomWalkKernel(Kernel):
         position = particles.position
         assert position is not None and particles.log_prior is not None
         noise = gaussian_like(position, generator)
-        lot = torch.rand(
-            (len(position), 1), dtype=position.dtype, device=position.device, generator=generator
-        )
-        step = torch.where(lot < 0.5, 1.0, tuning.step_size)
-        step = step * (2.38 / math.sqrt(max(position.shape[1], 1)))
-        proposed = density.evaluate(position + step * shaped(noise, tuning.shape))
+        step = shaped(noise, tuning.shape) * (2.38 / math.sqrt(max(position.shape[1], 1)))
+        if tuning.step_size != 1.0:
+            lot = torch.rand(len(position), device=position.device, generator=generator)
+            sizes = torch.where(lot < 0.5, 1.0, tuning.step_size).to(position.dtype)
+            step = step * sizes.unsqueeze(-1)
+        proposed = density.evaluate(position + step)
         assert proposed.log_prior is not None
         ratio = proposed.log_prior - particles.log_prior
         return proposed, ratio + log_weight_ratio(proposed, particles, beta)

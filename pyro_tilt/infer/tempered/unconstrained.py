@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pyro.distributions import Delta, MaskedDistribution
+from pyro.distributions import Delta, MaskedDistribution, Normal
+from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import Independent, biject_to, constraints
 
@@ -45,8 +46,10 @@ class PositionMessenger(WeightMessenger):
         """Log density of the latent sites in their coordinates, ``(size,)`` in float64."""
         if self._log_prior is None:
             return torch.zeros(self.size, dtype=torch.float64)
-        # A density that is infinite or unknown belongs to a value rounded onto the boundary.
         total = self._log_prior.expand(self.size)
+        if float(total.detach().amax()) < math.inf:
+            return total
+        # A density that is infinite or unknown belongs to a value rounded onto the boundary.
         return torch.where(total < math.inf, total, -math.inf)
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -77,7 +80,7 @@ class PositionMessenger(WeightMessenger):
             law, transform, outside = self._moved.pop(name)
             point = self.positions[name]
         try:
-            log_prob = as_double(self._per_particle(name, law.log_prob(value)))
+            log_prob = as_double(self._per_particle(name, log_density(law, value)))
         except NotImplementedError as error:
             raise NotImplementedError(
                 f"site '{name}': {type(law).__name__} has no log_prob to move it by; use "
@@ -89,6 +92,27 @@ class PositionMessenger(WeightMessenger):
         if outside is not None:
             log_prob = torch.where(outside, -math.inf, log_prob)
         self._log_prior = log_prob if self._log_prior is None else self._log_prior + log_prob
+
+
+def log_density(law: Any, value: Tensor) -> Tensor:
+    """
+    ``law.log_prob(value)``, for Normal laws without work on what the particle plate expanded.
+
+    :param law: a distribution.
+    :param value: a value of its full shape.
+    """
+    base = innermost(law)
+    if type(base) is not Normal or value.shape != base.batch_shape:
+        return law.log_prob(value)
+    narrow = Normal(_unexpanded(base.loc), _unexpanded(base.scale), validate_args=False)
+    return sum_rightmost(narrow.log_prob(value), value.dim() - len(law.batch_shape))
+
+
+def _unexpanded(values: Tensor) -> Tensor:
+    for dim, stride in enumerate(values.stride()):
+        if stride == 0:
+            values = values.narrow(dim, 0, min(1, values.shape[dim]))
+    return values
 
 
 def transform_of(law: Any, name: str) -> Any:
