@@ -2,6 +2,7 @@
 """Samplers over Pyro programs, and what they return."""
 
 from pyro_tilt.infer.base_draws import BaseDraws
+from pyro_tilt.infer.best_of_n import BestOfN
 from pyro_tilt.infer.budget import beta_for_kl
 from pyro_tilt.infer.certificate import Certificate, weakest
 from pyro_tilt.infer.cost import Cost, CountRows, counted
@@ -13,6 +14,7 @@ from pyro_tilt.infer.particle_check import check_particles
 from pyro_tilt.infer.proposal import Draws, ProgramProposal
 from pyro_tilt.infer.rejection import Rejection
 from pyro_tilt.infer.sampler import Sampler
+from pyro_tilt.infer.selection import BlockBestOfN, SoftBestOfM
 from pyro_tilt.infer.smc import SMC
 from pyro_tilt.infer.storage import load, save
 from pyro_tilt.infer.tempered import TemperedSMC
@@ -23,6 +25,8 @@ __all__ = [
     "SMC",
     "AcceptanceTooLow",
     "BaseDraws",
+    "BestOfN",
+    "BlockBestOfN",
     "Certificate",
     "Cost",
     "CountRows",
@@ -33,6 +37,7 @@ __all__ = [
     "Sampler",
     "SamplerWarning",
     "SamplingError",
+    "SoftBestOfM",
     "TemperedSMC",
     "WeightedSamples",
     "ZeroWeights",
