@@ -24,7 +24,7 @@ def _program():
         d = pyro.sample(
             "d", dist.Uniform(torch.tensor(-1.0), torch.tensor(2.0)).expand([2]).to_event(1)
         )
-    pyro.sample("y", dist.Normal(b.sum(-1), torch.tensor(1.0)), obs=torch.tensor(2.0))
+    pyro.sample("y", dist.Normal(b.sum(-1, keepdim=True), torch.tensor(1.0)), obs=torch.tensor(2.0))
     return d
 
 
