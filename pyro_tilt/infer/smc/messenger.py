@@ -239,7 +239,10 @@ class StepMessenger(WeightMessenger):
         self.replay = {}
         if proposed is not None:
             self.replay = {**proposed.values, **proposed.subsamples}
-            self._log_guide = proposed.log_factors
+            fresh = proposed.log_factors
+            if fresh is not None:
+                old = self._log_guide
+                self._log_guide = fresh if old is None else old + fresh
 
     def _check_guided(self) -> None:
         known = self.values.keys() | self.subsamples.keys()

@@ -67,6 +67,8 @@ class Population:
         self.twist: Tensor | None = None
         self.rewards: dict[float, Tensor] = {}
         self.roots: Tensor | None = None
+        self._before: Tensor | None = None
+        self._killed: Tensor | None = None
         self.resamplings = 0
         self.ess: list[float] = []
         self.log_normalizer: list[float] = []
@@ -84,17 +86,18 @@ class Population:
         :raises ZeroWeights: if no particle has a weight.
         :raises TwistError: if the twist contradicts itself.
         """
-        log_weights = self._grown(increment)
+        grown = log_weights = self._grown(increment)
+        killed = None
         if twist is not None:
             twist = as_double(twist)
             log_weights = log_weights + (twist if self.twist is None else twist - self.twist)
         top, total, square, weights = _sums(log_weights)
         if not -math.inf < top < math.inf:
             # Off the hot path: NaN, inf or no weight at all, whatever the reason.
-            log_weights = self._untangle(increment, twist, where)
+            log_weights, killed = self._untangle(increment, twist, where)
             top, total, square, weights = _sums(log_weights)
         if twist is not None:
-            self.twist = twist
+            self.twist, self._before, self._killed = twist, grown, killed
         self.log_weights = log_weights
         if top == -math.inf:
             self._note(0.0, -math.inf, None)
@@ -111,7 +114,8 @@ class Population:
         index = self._ancestors(log_weights, weights)
         self._note(ess, log_normalizer, index)
         self.log_z = log_normalizer
-        self.log_weights = None
+        # Nobody of weight zero is chosen, so that no twist of -inf is left.
+        self.log_weights = self._before = self._killed = None
         self._move(index)
         return index
 
@@ -132,7 +136,8 @@ class Population:
             dead = self.twist == -math.inf
             log_weights = log_weights - self.twist
             if bool(dead.any()):
-                alive = dead if increment is None else dead & (increment > -math.inf)
+                alive = self._killed_by_twist(self.twist)
+                alive = alive if increment is None else alive & (increment > -math.inf)
                 if bool(alive.any()):
                     raise TwistError(
                         f"the last twist is -inf for {int(alive.sum())} of {self.size} particles "
@@ -251,7 +256,18 @@ class Population:
         self.resampled.append(index is not None)
         self.parents.append(self.size if index is None else torch.bincount(index).count_nonzero())
 
-    def _untangle(self, increment: Tensor | None, twist: Tensor | None, where: str) -> Tensor:
+    def _killed_by_twist(self, twist: Tensor) -> Tensor:
+        """Who has weight zero because of the twist alone, and not by a factor as well."""
+        if self._killed is not None:
+            return self._killed
+        if self._before is None:
+            return torch.zeros_like(twist, dtype=torch.bool)
+        return (twist == -math.inf) & (self._before > -math.inf)
+
+    def _untangle(
+        self, increment: Tensor | None, twist: Tensor | None, where: str
+    ) -> tuple[Tensor, Tensor | None]:
+        """The same sum where NaN, infinities or no weights at all are among the terms."""
         if twist is not None:
             for kind, bad in (("NaN", twist.isnan()), ("+inf", twist == math.inf)):
                 if bool(bad.any()):
@@ -267,18 +283,22 @@ class Population:
                 "an observation, a factor or a proposal of that step"
             )
         if twist is None:
-            return log_weights
+            return log_weights, None
         if self.twist is None:
-            return log_weights + twist
+            return log_weights + twist, None
         dead = self.twist == -math.inf
-        risen = dead & (twist > -math.inf)
+        killed = self._killed_by_twist(self.twist)
+        if increment is not None:
+            killed = killed & (increment > -math.inf)
+        risen = killed & (twist > -math.inf)
         if bool(risen.any()):
             raise TwistError(
                 f"{where}: the twist of {int(risen.sum())} of {self.size} particles was -inf (no "
                 "later mass) and is finite now, so that -inf would be taken from -inf; a twist may "
                 "be -inf only where no later factor leaves any mass"
             )
-        return (log_weights + twist - self.twist).masked_fill(dead, -math.inf)
+        killed = killed | ((twist == -math.inf) & (log_weights > -math.inf))
+        return (log_weights + twist - self.twist).masked_fill(dead, -math.inf), killed
 
 
 def _sums(log_weights: Tensor) -> tuple[float, float, float, Tensor]:

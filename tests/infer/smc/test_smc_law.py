@@ -18,13 +18,15 @@ from pyro_tilt.testing.tabular_diffusion import tabular_masked_diffusion
 SCHEMES = ["systematic", "stratified", "multinomial", "residual"]
 
 
-def p_value(case, runs=900, size=4, **options):
+def p_value(case, runs=600, size=4, **options):
     """Of the hypothesis that Z sum W 1{x_0 = j} averages to p(j) exp(beta r(j)) for all j.
 
     A run without any weight left counts as the zero that it estimates.
     """
     options = {"ess_threshold": 0.7, **options}
-    sampler = SMC(case.aligned(), num_particles=size, check_lineage=False, progress=False, **options)
+    sampler = SMC(
+        case.aligned(), num_particles=size, check_lineage=False, progress=False, **options
+    )
     exact = case.targets[0] * math.exp(case.log_normalizer)
     rows = torch.zeros(runs, len(exact), dtype=torch.float64)
     for row in rows:
@@ -35,7 +37,8 @@ def p_value(case, runs=900, size=4, **options):
         mass = result.log_weights.exp() / size
         row.index_add_(0, result.samples["x_0"], mass)
     seen = exact > 0
-    assert not rows[:, ~seen].any()
+    if bool(rows[:, ~seen].any()):
+        return 0.0
     rows, exact = rows[:, seen], exact[seen]
     gap = rows.mean(0) - exact
     squared = runs * gap @ torch.linalg.solve(torch.cov(rows.T), gap)
@@ -129,6 +132,10 @@ def test_genealogy_tells_the_error_of_the_evidence():
     assert sampler.run().log_normalizer_error.isnan()
 
 
+def _finite(case):
+    return lambda state, t: case.twist("half")(state, t).clamp(min=-2.0)
+
+
 def _keep_twist(self, index):
     self.resamplings += 1
     self.roots = index
@@ -157,6 +164,11 @@ def _reuse_ancestors(advance):
         index = advance(self, increment, twist, where)
         if index is not None:
             self.stale = index
+        elif hasattr(self, "stale"):
+            # As where ancestors are computed under the trigger and applied without it, and the
+            # weights are set to zero at once.
+            self.log_weights = None
+            self._move(self.stale)
         return getattr(self, "stale", None)
 
     return mutated
@@ -175,6 +187,5 @@ def test_the_gate_sees_known_bugs(table, monkeypatch, bug):
         monkeypatch.setattr(Population, "advance", _reuse_ancestors(Population.advance))
     else:
         monkeypatch.setattr(Group, "move", lambda self, index: None)
-    # A twist that is right in the mean and strong, so that particles do move.
-    twist = table.twist("half" if bug in ("twist", "removal") else "wrong")
-    assert p_value(table, twist=twist, ess_threshold=0.9) < 1e-7
+    schedule = [True, False, True, True]
+    assert p_value(table, twist=_finite(table), freeze_schedule=schedule) < 1e-7
