@@ -279,8 +279,8 @@ class Population:
         if not float(log_weights.amax()) < math.inf:
             count = int((~(log_weights < math.inf)).sum())
             raise ValueError(
-                f"{where}: the log weights of {count} of {self.size} particles are NaN or +inf, from "
-                "an observation, a factor or a proposal of that step"
+                f"{where}: the log weights of {count} of {self.size} particles are NaN or +inf, "
+                "from an observation, a factor or a proposal of that step"
             )
         if twist is None:
             return log_weights, None
