@@ -9,6 +9,15 @@ The aligned law is the base law reweighted by ``exp(beta * reward)``. Write it d
 from pyro_tilt import rewards
 from pyro_tilt._version import __version__
 from pyro_tilt.distributions import Tilted
-from pyro_tilt.poutine import align, reward_factor
+from pyro_tilt.poutine import align, checkpoint, reward_factor, scan, twist
 
-__all__ = ["Tilted", "__version__", "align", "reward_factor", "rewards"]
+__all__ = [
+    "Tilted",
+    "__version__",
+    "align",
+    "checkpoint",
+    "reward_factor",
+    "rewards",
+    "scan",
+    "twist",
+]

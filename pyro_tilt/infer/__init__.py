@@ -2,6 +2,7 @@
 """Samplers over Pyro programs, and what they return."""
 
 from pyro_tilt.infer.base_draws import BaseDraws
+from pyro_tilt.infer.best_of_n import BestOfN
 from pyro_tilt.infer.budget import beta_for_kl
 from pyro_tilt.infer.certificate import Certificate, weakest
 from pyro_tilt.infer.cost import Cost, CountRows, counted
@@ -13,13 +14,19 @@ from pyro_tilt.infer.particle_check import check_particles
 from pyro_tilt.infer.proposal import Draws, ProgramProposal
 from pyro_tilt.infer.rejection import Rejection
 from pyro_tilt.infer.sampler import Sampler
+from pyro_tilt.infer.selection import BlockBestOfN, SoftBestOfM
+from pyro_tilt.infer.smc import SMC
 from pyro_tilt.infer.storage import load, save
+from pyro_tilt.infer.tempered import TemperedSMC
 from pyro_tilt.infer.weighted_samples import WeightedSamples
 
 __all__ = [
     "LCB",
+    "SMC",
     "AcceptanceTooLow",
     "BaseDraws",
+    "BestOfN",
+    "BlockBestOfN",
     "Certificate",
     "Cost",
     "CountRows",
@@ -30,6 +37,8 @@ __all__ = [
     "Sampler",
     "SamplerWarning",
     "SamplingError",
+    "SoftBestOfM",
+    "TemperedSMC",
     "WeightedSamples",
     "ZeroWeights",
     "beta_for_kl",

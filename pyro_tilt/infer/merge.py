@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from pyro_tilt.infer.evidence import chain_error
 from pyro_tilt.infer.weighted_samples import BaseDraws, WeightedSamples
 from pyro_tilt.ops.importance import as_double, log_mean_exp
 from pyro_tilt.ops.psis import pareto_smooth
+
+if TYPE_CHECKING:
+    from pyro_tilt.infer.smc.paths import Paths
 
 
 def merge(*results: WeightedSamples) -> WeightedSamples:
@@ -87,6 +91,7 @@ def merge(*results: WeightedSamples) -> WeightedSamples:
         program=results[0].program,
         args=results[0].args,
         kwargs=results[0].kwargs,
+        paths=_paths(results),
     )
 
 
@@ -173,6 +178,11 @@ def _bases(results: Sequence[WeightedSamples]) -> BaseDraws | None:
         reward=torch.cat([base.reward for base in bases]),
         log_factors=torch.cat([base.log_factors for base in bases]),
     )
+
+
+def _paths(results: Sequence[WeightedSamples]) -> Paths | None:
+    kept = [result.paths for result in results if result.paths is not None]
+    return type(kept[0]).joined(kept) if len(kept) == len(results) else None
 
 
 def _common(results: Sequence[WeightedSamples], group: str) -> list[str]:

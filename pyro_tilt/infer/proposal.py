@@ -240,7 +240,7 @@ class ProgramProposal:
                 return log_factors
         if log_guide is not None:
             log_factors = log_factors - log_guide
-        if not float(log_factors.amax()) < math.inf:
+        if not float(log_factors.detach().amax()) < math.inf:
             bad = int((~(log_factors < math.inf)).sum())
             raise ValueError(
                 f"the log factors of {bad} of {n} particles are NaN or +inf; the sites that enter "

@@ -22,6 +22,7 @@ from pyro_tilt.ops.importance import as_double, normalize
 
 if TYPE_CHECKING:
     from pyro_tilt.diagnostics import Summary
+    from pyro_tilt.infer.smc.paths import Paths
 
 __all__ = ["BaseDraws", "WeightedSamples"]
 
@@ -58,6 +59,7 @@ class WeightedSamples(LogWeightsMixin):
     :param chain_log_normalizers: log evidence of each run, ``(num_chains,)``.
     :param sampler: name of the sampler.
     :param program: what was run, with ``args`` and ``kwargs``; not saved to disk.
+    :param paths: values of all steps, where a sampler over steps kept them; not saved to disk.
     :raises ValueError: for shapes that do not fit, a NaN or ``+inf`` weight, an unknown kind.
 
     >>> result = WeightedSamples(
@@ -91,6 +93,7 @@ class WeightedSamples(LogWeightsMixin):
     program: Callable[..., Any] | None = None
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
+    paths: Paths | None = None
 
     def __post_init__(self) -> None:
         self._check_shapes()

@@ -30,6 +30,7 @@ from .log_mgf import LogMgf, log_mgf
 from .pool import PoolExhausted, PoolResult, acceptance_generator, pooled_rejection
 from .pool_batched import BatchedPoolResult, pooled_rejection_batched
 from .psis import khat_threshold, pareto_smooth
+from .reindex import register_reindex, reindex
 from .resampling import multinomial, residual, stratified, systematic
 
 __all__ = [
@@ -62,6 +63,8 @@ __all__ = [
     "pareto_smooth",
     "pooled_rejection",
     "pooled_rejection_batched",
+    "register_reindex",
+    "reindex",
     "residual",
     "stratified",
     "summarize",

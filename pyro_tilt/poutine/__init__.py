@@ -3,10 +3,13 @@
 
 from pyro_tilt.poutine.align import AlignedProgram, align
 from pyro_tilt.poutine.capture_messenger import CaptureMessenger
+from pyro_tilt.poutine.checkpoint import checkpoint
 from pyro_tilt.poutine.joint_tilt_messenger import JointTiltMessenger, joint_tilt
 from pyro_tilt.poutine.particle_plate import ParticlePlate
+from pyro_tilt.poutine.scan import scan
 from pyro_tilt.poutine.tilt_factor import TiltTerm, reward_factor
 from pyro_tilt.poutine.tilt_reparam import TiltReparam
+from pyro_tilt.poutine.twist import twist
 from pyro_tilt.poutine.weight_messenger import WeightMessenger
 
 __all__ = [
@@ -18,6 +21,9 @@ __all__ = [
     "TiltTerm",
     "WeightMessenger",
     "align",
+    "checkpoint",
     "joint_tilt",
     "reward_factor",
+    "scan",
+    "twist",
 ]

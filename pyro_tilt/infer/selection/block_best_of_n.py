@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""After every block of steps, the one of several copies with the largest value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_tilt.infer.best_of_n import refuse_beta, refuse_factors, warn_of_excluded
+from pyro_tilt.infer.certificate import Certificate
+from pyro_tilt.infer.sampler import Run, check_count
+from pyro_tilt.infer.selection.engine import StepSelector
+from pyro_tilt.infer.selection.messenger import Choose, Value
+from pyro_tilt.infer.weighted_samples import WeightedSamples
+
+__all__ = ["BlockBestOfN"]
+
+
+class BlockBestOfN(StepSelector):
+    r"""After every block of steps, of ``n`` copies the one with the largest value.
+
+    In the last block the reward takes the place of the value; what comes before the scan belongs to
+    the first block and is copied with it, so that a block of all steps is
+    :class:`~pyro_tilt.infer.BestOfN`. Of equal values the first is kept (Singh et al. 2025, arXiv
+    2502.00968).
+
+    Certificate: *search*. The largest value is no draw from any tilt, and no ``n`` makes it one;
+    there is neither a beta nor an evidence (``log_normalizer`` is 0 by convention).
+
+    :param program: a Pyro program with one :func:`~pyro_tilt.scan` and no observations; see
+        :class:`~pyro_tilt.infer.Sampler` for it and all options not named here.
+    :param reward: the reward of the program's return value.
+    :param value: a function of the carry and of the element of ``xs`` that made it to one number
+        per particle, of which only the order counts; None takes the twists that the program states.
+    :param int n: copies of a block.
+    :param int block: steps in a block; the last one may be shorter.
+    :raises TypeError: for a beta.
+    :raises ValueError: for a program with observations or factors, without a scan or a value, for
+        a value that is NaN, ``+inf`` or of a wrong shape.
+    :raises ZeroWeights: if every draw has reward -inf; the draws are attached to the error.
+
+    Example::
+
+        >>> from pyro_tilt.testing.tabular_diffusion import tabular_masked_diffusion
+        >>> case = tabular_masked_diffusion()
+        >>> result = BlockBestOfN(
+        ...     case.program, reward=case.reward, value=case.twist(), n=4, block=2,
+        ...     num_samples=200, seed=0,
+        ... ).run()
+        >>> result.certificate.law
+        'search'
+        >>> bool(result.stats["reward"].mean() > case.base_reward_mean)
+        True
+    """
+
+    def __init__(
+        self,
+        program: Callable[..., Any],
+        *,
+        reward: Any,
+        value: Value | None = None,
+        n: int = 5,
+        block: int = 5,
+        **options: Any,
+    ) -> None:
+        refuse_beta(type(self).__name__, options)
+        if reward is None:
+            raise ValueError("BlockBestOfN ends by a choice by the reward: give reward=")
+        self.n = check_count("n", n)
+        steps = check_count("block", block)
+        super().__init__(program, width=self.n, steps=steps, value=value, reward=reward, **options)
+
+    def _choose(self, run: Run) -> Choose:
+        def choose(values: Tensor) -> Tensor:
+            # The first of equal maxima is what argmax returns.
+            return values.argmax(-1)
+
+        return choose
+
+    def _sample(self, run: Run) -> WeightedSamples:
+        refuse_factors(type(self).__name__, run.proposal)
+        selected = self._select(run)
+        assert selected.reward is not None
+        zeros = torch.zeros_like(selected.log_evidence)
+        result = WeightedSamples(
+            kind="iid",
+            samples=selected.samples,
+            log_weights=zeros,
+            log_normalizer=zeros.new_tensor(0.0),
+            log_normalizer_error=zeros.new_tensor(0.0),
+            certificate=Certificate(
+                target=f"largest reward by blocks (n={self.n}, {self.steps} steps)",
+                law="search",
+                covers="independent draws; of equal values the first drawn",
+            ),
+            cost=self._cost(run, selected),
+            stats={"reward": selected.reward},
+            info={"n": float(self.n)},
+            sampler=type(self).__name__,
+            program=self.program,
+            args=run.args,
+            kwargs=run.kwargs,
+        )
+        warn_of_excluded(result, f"all {self.n} copies of the last block")
+        return result

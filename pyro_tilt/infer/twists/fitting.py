@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fits the values of steps to returns, and calibrates them on returns not seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pyro_tilt.infer.twists.learned import LearnedTwist, floored
+from pyro_tilt.infer.twists.linex import linex_loss
+from pyro_tilt.ops import effective_sample_size, log_mean_exp
+
+__all__ = ["Calibration", "Pairs", "calibrate_step", "fit"]
+
+# How often the parameters are judged on pairs that do not train them.
+_LOOKS = 10
+
+
+@dataclass
+class Pairs:
+    """
+    States of one step and returns from them.
+
+    :ivar place: position of the step.
+    :ivar features: shape (N, d).
+    :ivar returns: shape (N,), in float64.
+    """
+
+    place: int
+    features: Tensor
+    returns: Tensor
+
+
+@dataclass
+class Calibration:
+    """
+    What held-out pairs say of one step.
+
+    :ivar shift: added to the log values.
+    :ivar loss: LINEX loss after the shift.
+    :ivar constant_loss: that of the best constant.
+    :ivar effective_share: of the held-out pairs.
+    """
+
+    shift: float
+    loss: float
+    constant_loss: float
+    effective_share: float
+
+
+def fit(
+    twist: LearnedTwist,
+    module: nn.Module,
+    train: Sequence[Pairs],
+    judge: Sequence[Pairs],
+    *,
+    steps: int,
+    batch_size: int,
+    lr: float,
+) -> None:
+    """
+    Minimises the LINEX loss by Adam and keeps the parameters that judge best.
+
+    :param twist: the values, changed in place.
+    :param module: holds the parameters to train.
+    :param train: pairs of the steps to fit.
+    :param judge: pairs that choose among the parameters on the way.
+    :param steps: gradient steps.
+    :param batch_size: pairs per gradient step.
+    :param lr: the first learning rate; it falls to zero along a cosine.
+    """
+    parameters = list(module.parameters())
+    if not parameters or not steps:
+        return
+    train, judge = (
+        [_scaled(twist, each) for each in train],
+        [_scaled(twist, each) for each in judge],
+    )
+    best, kept = _loss(twist.network, judge), _copy(module)
+    module.requires_grad_(True)
+    optimizer = torch.optim.Adam(parameters, lr=lr)
+    every = max(1, steps // _LOOKS)
+    try:
+        with torch.enable_grad():
+            for done in range(1, steps + 1):
+                for group in optimizer.param_groups:
+                    group["lr"] = 0.5 * lr * (1.0 + math.cos(math.pi * (done - 1) / steps))
+                _descend(twist.network, train, optimizer, parameters, batch_size)
+                if done % every == 0 or done == steps:
+                    loss = _loss(twist.network, judge)
+                    if loss < best:
+                        best, kept = loss, _copy(module)
+    finally:
+        module.requires_grad_(False)
+        module.load_state_dict(kept)
+
+
+def calibrate_step(twist: LearnedTwist, held_out: Pairs) -> Calibration:
+    r"""
+    Shifts the values of a step so that the held-out mean of :math:`e^{A - f}` is one.
+
+    :param twist: the values, changed in place.
+    :param held_out: pairs that neither trained nor judged.
+    """
+    place = held_out.place
+    with torch.no_grad():
+        values = twist.value(held_out.features, place)
+        gap = held_out.returns - values
+        shift = float(log_mean_exp(gap))
+        if shift == -math.inf:
+            raise ValueError(
+                f"learn_twists: no held-out path has a weight after step {place}; use more "
+                "particles, or soften the reward"
+            )
+        twist.offset[place] += shift
+        loss = float((linex_loss(values + shift, held_out.returns)).mean())
+    return Calibration(
+        shift=shift,
+        loss=loss,
+        constant_loss=1.0 + float(log_mean_exp(held_out.returns)),
+        effective_share=float(effective_sample_size(gap)) / len(gap),
+    )
+
+
+def _scaled(twist: LearnedTwist, pairs: Pairs) -> Pairs:
+    """The pairs as the network sees them, the offset taken out."""
+    features = twist.scaled(pairs.features, pairs.place)
+    returns = pairs.returns - twist.offset[pairs.place]
+    return Pairs(pairs.place, features, returns.to(features.dtype))
+
+
+def _descend(
+    network: nn.Module,
+    train: Sequence[Pairs],
+    optimizer: torch.optim.Optimizer,
+    parameters: list[nn.Parameter],
+    batch_size: int,
+) -> None:
+    pairs = train[0] if len(train) == 1 else train[int(torch.randint(len(train), ()))]
+    features, returns = pairs.features, pairs.returns
+    if len(returns) > batch_size:
+        index = torch.randint(len(returns), (batch_size,), device=returns.device)
+        features, returns = features[index], returns[index]
+    optimizer.zero_grad(set_to_none=True)
+    linex_loss(floored(network(features, pairs.place)), returns).mean().backward()
+    # One return far above its value has an exponentially large slope.
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+
+
+def _loss(network: nn.Module, pairs: Sequence[Pairs]) -> float:
+    with torch.no_grad():
+        parts = [linex_loss(floored(network(p.features, p.place)), p.returns).mean() for p in pairs]
+    loss = float(torch.stack(parts).mean())
+    return loss if loss == loss else math.inf
+
+
+def _copy(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}

@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Learns the log soft values of a program from runs of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pyro_tilt.infer.errors import ZeroWeights
+from pyro_tilt.infer.sampler import check_count
+from pyro_tilt.infer.seeding import derive_seed, seeded
+from pyro_tilt.infer.smc.plan import StepPlan
+from pyro_tilt.infer.twists.features import carry_features
+from pyro_tilt.infer.twists.fitting import Calibration, Pairs, calibrate_step, fit
+from pyro_tilt.infer.twists.learned import LearnedTwist, TwistReport
+from pyro_tilt.infer.twists.networks import SharedNetwork, StepHeads
+from pyro_tilt.infer.twists.recording import Recording, record
+from pyro_tilt.infer.twists.step_keys import StepKeys
+from pyro_tilt.ops import log_mean_exp
+from pyro_tilt.ops.pool import acceptance_generator
+from pyro_tilt.poutine import align
+
+__all__ = ["learn_twists"]
+
+
+@dataclass
+class _Options:
+    features: Callable[[Any], Tensor]
+    network: str | nn.Module
+    num_particles: int
+    num_held_out: int
+    steps: int
+    batch_size: int
+    lr: float
+    ess_threshold: float
+
+
+def learn_twists(
+    program: Callable[..., Any],
+    *args: Any,
+    reward: Any = None,
+    beta: Any = None,
+    kwargs: Mapping[str, Any] | None = None,
+    network: str | nn.Module = "heads",
+    features: Callable[[Any], Tensor] | None = None,
+    num_particles: int = 2000,
+    rounds: int = 2,
+    steps: int = 400,
+    batch_size: int = 256,
+    lr: float = 1e-2,
+    held_out: float = 0.5,
+    ess_threshold: float = 0.5,
+    max_plate_nesting: int | None = None,
+    seed: int | None = None,
+    progress: bool | None = None,
+) -> LearnedTwist:
+    r"""
+    Fits :math:`f_t(c_t) \approx \log E[e^{A_t} \mid c_t]`, A the log weights still to come.
+
+    .. math:: \min_f\; E\bigl[e^{A_t - f_t(c_t)} + f_t(c_t)\bigr]
+
+    The states are those of the sampler: the first round runs the program's own kernels without a
+    twist, later ones SMC with the twist learned so far. Steps are fitted from the last to the
+    first. :math:`A_t` is the log weight along the particle's own path up to the next resampling,
+    plus the fitted value there; where nothing is resampled, as under a lone terminal reward in
+    the first round, it is the whole return, which no earlier error enters. Earlier rounds stay
+    in the training data with their returns renewed.
+
+    Two further runs per round train nothing: one chooses among the parameters on the way, the
+    other calibrates one shift per step, so that its mean of :math:`e^{A - f}` is one, and gives
+    the losses of ``twist.report``.
+
+    A learned twist is finite everywhere, so a sampler that uses it keeps its exactness however
+    poor the fit.
+
+    :param program: a Pyro program with steps, usually from :func:`~pyro_tilt.poutine.align`.
+    :param args: its arguments.
+    :param reward: sugar for ``align(program, reward, beta)``.
+    :param beta: multiplies the reward.
+    :param kwargs: keyword arguments of the program.
+    :param network: ``"heads"``, a network per step, so that fitting a step leaves the others as
+        they are; ``"shared"``, one network with an embedding of the step; or a module of features
+        (N, d) and the position of the step to values (N,).
+    :param features: a function of the carry to shape (N, d); by default its tensors side by side.
+    :param num_particles: paths per round to train on.
+    :param rounds: rounds of running and fitting.
+    :param steps: gradient steps per round and step of the program.
+    :param batch_size: pairs per gradient step.
+    :param lr: the first learning rate of Adam.
+    :param held_out: size of each of the two further runs, relative to ``num_particles``.
+    :param ess_threshold: of the runs. With ``"shared"`` or a module of one's own the first round
+        resamples nothing, as its values cannot be fitted one step after the other.
+    :param max_plate_nesting: number of batch dims of the program; guessed by default.
+    :param seed: makes the training reproduce and leaves the caller's random states untouched.
+    :param progress: show a progress bar; None shows one where the work takes seconds.
+    :raises ValueError: if the program has no steps, or their elements of ``xs`` do not differ.
+    :raises ZeroWeights: if no path has a weight.
+
+    >>> import pyro, pyro.distributions as dist
+    >>> from pyro_tilt import scan
+    >>> def program():
+    ...     def step(x, t):
+    ...         return pyro.sample(f"x_{t}", dist.Normal(x, 0.5))
+    ...     return scan("walk", step, torch.zeros(()), range(1, -1, -1))
+    >>> twist = learn_twists(program, reward=lambda x: x, steps=50, rounds=1, seed=0)
+    >>> gap = twist(torch.tensor([1.0]), 1) - twist(torch.tensor([0.0]), 1)
+    >>> abs(gap.item() - 1.0) < 0.3
+    True
+    """
+    if beta is not None and reward is None:
+        raise ValueError("beta was given without a reward; give reward= as well")
+    if reward is not None:
+        program = align(program, reward, 1.0 if beta is None else beta)
+    count = check_count("num_particles", num_particles, at_least=2)
+    options = _Options(
+        features=carry_features if features is None else features,
+        network=network,
+        num_particles=count,
+        num_held_out=max(2, round(held_out * count)),
+        steps=check_count("steps", steps),
+        batch_size=check_count("batch_size", batch_size),
+        lr=lr,
+        ess_threshold=ess_threshold,
+    )
+    rounds = check_count("rounds", rounds)
+    started = time.perf_counter()
+    with seeded(seed):
+        plan = StepPlan(program, args, kwargs or {}, max_plate_nesting=max_plate_nesting)
+        trainer = _Trainer(plan, options, features, progress)
+        for number in range(rounds):
+            trainer.round(number, rounds)
+    return trainer.finish(time.perf_counter() - started)
+
+
+class _Trainer:
+    """Holds the twist and the runs while rounds go by."""
+
+    def __init__(
+        self,
+        plan: StepPlan,
+        options: _Options,
+        features: Callable[[Any], Tensor] | None,
+        progress: bool | None,
+    ) -> None:
+        self.plan, self.options, self.given = plan, options, features
+        self.progress = progress
+        self.twist: LearnedTwist | None = None
+        self.runs: list[Recording] = []
+        self.calibrations: list[list[Calibration]] = []
+        self.paths = 0
+
+    def round(self, number: int, rounds: int) -> None:
+        """Runs the program thrice, fits all steps and calibrates them."""
+        sizes = (self.options.num_particles, *[self.options.num_held_out] * 2)
+        train, judge, held_out = (self._record(number, size) for size in sizes)
+        if self.twist is None:
+            self.twist = _start(train, self.options, self.given)
+        self.runs.append(train)
+        twist = self.twist
+        bar = tqdm(
+            total=twist.num_steps,
+            desc=f"learn_twists {number + 1}/{rounds}",
+            unit=" steps",
+            disable=self.progress is False,
+            delay=0 if self.progress else 3,
+        )
+        with bar:
+            if isinstance(twist.network, StepHeads):
+                found = self._backward(twist, [*self.runs, judge, held_out], bar)
+            else:
+                found = self._together(twist, [*self.runs, judge, held_out], bar)
+            bar.set_postfix(loss=sum(each.loss for each in found) / len(found))
+        self.calibrations.append(found)
+
+    def finish(self, seconds: float) -> LearnedTwist:
+        """The twist with its report."""
+        assert self.twist is not None
+
+        def table(name: str) -> Tensor:
+            rows = [[getattr(each, name) for each in found] for found in self.calibrations]
+            return torch.tensor(rows, dtype=torch.float64)
+
+        names = ("loss", "constant_loss", "shift", "effective_share")
+        self.twist.report = TwistReport(
+            **{name: table(name) for name in names}, paths=self.paths, seconds=seconds
+        )
+        self.twist.value_calls = 0
+        return self.twist
+
+    def _record(self, number: int, size: int) -> Recording:
+        separate = self.options.network == "heads" or isinstance(self.options.network, StepHeads)
+        threshold = self.options.ess_threshold if number or separate else 0.0
+        self.paths += size
+        return record(
+            self.plan,
+            size,
+            features=self.options.features,
+            twist=self.twist,
+            ess_threshold=threshold,
+            seed=derive_seed(acceptance_generator().initial_seed(), self.paths),
+        )
+
+    def _backward(
+        self, twist: LearnedTwist, runs: Sequence[Recording], bar: tqdm
+    ) -> list[Calibration]:
+        """Fits one step after the other, each with the values after it as they now are."""
+        assert isinstance(twist.network, StepHeads)
+        following: list[Tensor | None] = [None] * len(runs)
+        found = []
+        for place in reversed(range(twist.num_steps)):
+            pairs = [_pairs(run, place, after, twist) for run, after in zip(runs, following)]
+            following = [each.returns for each in pairs]
+            *train, judge, held_out = pairs
+            self._fit(twist, twist.network.heads[place], [train], [judge], self.options.steps)
+            found.append(calibrate_step(twist, held_out))
+            bar.update()
+        return found[::-1]
+
+    def _together(
+        self, twist: LearnedTwist, runs: Sequence[Recording], bar: tqdm
+    ) -> list[Calibration]:
+        """Fits all steps at once, to the values of the round before where paths are cut."""
+        following: list[Tensor | None] = [None] * len(runs)
+        table = []
+        for place in reversed(range(twist.num_steps)):
+            pairs = [_pairs(run, place, after, twist) for run, after in zip(runs, following)]
+            following = [each.returns for each in pairs]
+            table.append(pairs)
+        steps = self.options.steps * twist.num_steps
+        train, judge = [row[:-2] for row in table], [row[-2] for row in table]
+        self._fit(twist, twist.network, train, judge, steps)
+        bar.update(twist.num_steps)
+        return [calibrate_step(twist, row[-1]) for row in reversed(table)]
+
+    def _fit(
+        self,
+        twist: LearnedTwist,
+        module: nn.Module,
+        train: Sequence[list[Pairs]],
+        judge: list[Pairs],
+        steps: int,
+    ) -> None:
+        joined = [_joined(group) for group in train]
+        if len(self.runs) == 1:
+            for pairs in joined:
+                _centre(twist, pairs)
+        fit(
+            twist,
+            module,
+            joined,
+            judge,
+            steps=steps,
+            batch_size=self.options.batch_size,
+            lr=self.options.lr,
+        )
+
+
+def _start(
+    run: Recording, options: _Options, features: Callable[[Any], Tensor] | None
+) -> LearnedTwist:
+    keys, first = StepKeys(run.xs), run.features[0]
+    dim, count = first.shape[1], len(run.xs)
+    network = options.network
+    if isinstance(network, str):
+        if network not in ("heads", "shared"):
+            raise ValueError(f"network must be 'heads', 'shared' or a module, got {network!r}")
+        network = (StepHeads if network == "heads" else SharedNetwork)(dim, count).to(first.device)
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"network must be a module, got {type(network).__name__}")
+    twist = LearnedTwist(network, keys, dim, features=features)
+    for place in range(count):
+        states = run.states(place).to(twist.mean)
+        spread, mean = torch.std_mean(states, 0)
+        # Indicators stay as they are: a rare one would be blown up.
+        plain = ((states == states.amin(0)) | (states == states.amax(0))).all(0)
+        twist.mean[place] = mean.masked_fill(plain, 0.0)
+        twist.spread[place] = spread.masked_fill(plain, 1.0)
+    return twist
+
+
+def _pairs(run: Recording, place: int, following: Tensor | None, twist: LearnedTwist) -> Pairs:
+    returns = run.returns(place, following, twist)
+    return Pairs(place, run.states(place).to(twist.mean), returns.to(twist.offset))
+
+
+def _joined(group: Sequence[Pairs]) -> Pairs:
+    return Pairs(
+        group[0].place,
+        torch.cat([each.features for each in group]),
+        torch.cat([each.returns for each in group]),
+    )
+
+
+def _centre(twist: LearnedTwist, pairs: Pairs) -> None:
+    """Starts the values of a step at the best constant."""
+    constant = log_mean_exp(pairs.returns)
+    if not bool(constant.isfinite()):
+        raise ZeroWeights(
+            f"learn_twists: none of {len(pairs.returns)} paths has a weight after step "
+            f"{pairs.place}: the reward or an observation is -inf for every one. Use more "
+            "particles, or soften the constraint"
+        )
+    twist.offset[pairs.place] = constant

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks for log soft values, one value per row and step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["SharedNetwork", "StepHeads"]
+
+
+class StepHeads(nn.Module):
+    """
+    A small network of its own for every step, so that fitting one step leaves the others alone.
+
+    The last layers start at zero.
+
+    :param dim: number of features d.
+    :param num_steps: number of steps.
+    :param width: of the hidden layers.
+    :param depth: number of hidden layers, zero for linear values.
+
+    >>> StepHeads(3, 4)(torch.zeros(5, 3), 2).shape
+    torch.Size([5])
+    """
+
+    def __init__(self, dim: int, num_steps: int, *, width: int = 64, depth: int = 2) -> None:
+        super().__init__()
+        self.settings = {"width": width, "depth": depth}
+        self.heads = nn.ModuleList([_perceptron(dim, width, depth) for _ in range(num_steps)])
+
+    def forward(self, features: Tensor, step: int) -> Tensor:
+        """
+        Values of one step.
+
+        :param features: shape (N, d).
+        :param step: its position in the scan.
+        """
+        return self.heads[step](features).squeeze(-1)
+
+
+class SharedNetwork(nn.Module):
+    """
+    One network for all steps, with a learned embedding of the step beside the features.
+
+    :param dim: number of features d.
+    :param num_steps: number of steps.
+    :param width: of the hidden layers.
+    :param depth: number of hidden layers.
+    :param embedding: length of the embedding.
+
+    >>> SharedNetwork(3, 4)(torch.zeros(5, 3), 2).shape
+    torch.Size([5])
+    """
+
+    def __init__(
+        self, dim: int, num_steps: int, *, width: int = 128, depth: int = 2, embedding: int = 16
+    ) -> None:
+        super().__init__()
+        self.settings = {"width": width, "depth": depth, "embedding": embedding}
+        self.embedding = nn.Embedding(num_steps, embedding)
+        self.body = _perceptron(dim + embedding, width, depth)
+
+    def forward(self, features: Tensor, step: int) -> Tensor:
+        """See :meth:`StepHeads.forward`."""
+        place = self.embedding.weight[step].expand(len(features), -1)
+        return self.body(torch.cat((features, place), -1)).squeeze(-1)
+
+
+def _perceptron(dim: int, width: int, depth: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for _ in range(depth):
+        layers += [nn.Linear(dim, width), nn.SiLU()]
+        dim = width
+    last = nn.Linear(dim, 1)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(*layers, last)
