@@ -97,6 +97,22 @@ class StepMessenger(WeightMessenger):
         log_weights = self.population.finish(increment)
         return log_weights, self.survivors()
 
+    def renew(self) -> Callable[[], None]:
+        """Lets the next step use the names of the last one; returns how to take that back."""
+        last, self.last = self.last, None
+        names = [] if last is None else last.names
+        saved = {name: self.values.pop(name) for name in names}
+        self._mark = len(self.values)
+        self.factors.clear()
+        self._claimed.clear()
+
+        def restore() -> None:
+            self.values.update(saved)
+            self._mark = len(self.values)
+            self.last = last
+
+        return restore
+
     def rollback(self) -> None:
         """Forgets the sites of a step that did not end."""
         for name in list(islice(reversed(self.values), len(self.values) - self._mark)):
@@ -104,7 +120,7 @@ class StepMessenger(WeightMessenger):
 
     def survivors(self) -> dict[str, Tensor]:
         """Values of the sites outside steps and of the last step, for the particles of now."""
-        self._close()
+        self.close()
         groups = [*self.groups, *([self.last] if self.last is not None else [])]
         found = {
             name: gathered(self.values[name], group.index)
@@ -137,7 +153,7 @@ class StepMessenger(WeightMessenger):
         self._outside_plates("checkpoint", name, msg)
         self._where = f"checkpoint '{name}' (step {self.steps_done})"
         if not self.steps_done:
-            self._close()
+            self.close()
         whole = state[0] if len(state) == 1 else state
         msg["value"] = self._boundary(whole, self.steps_done)
 
@@ -161,7 +177,7 @@ class StepMessenger(WeightMessenger):
     def loop(self, name: str, step: Callable[[Any, Any], Any], carry: Any, xs: Iterable) -> Any:
         """The steps of a scan."""
         items = list(xs)
-        self._close()
+        self.close()
         if self.on_steps is not None:
             self.on_steps(len(items))
         if self.guide is not None:
@@ -171,6 +187,11 @@ class StepMessenger(WeightMessenger):
             carry = self.step(step, carry, x)
         self._where = f"after scan '{name}'"
         return carry
+
+    def advance(self, step: Callable[[Any, Any], Any], carry: Any, x: Any) -> Any:
+        """One step of a stream."""
+        self._where = f"step {self.steps_done}"
+        return self.step(step, carry, x)
 
     def step(self, step: Callable[[Any, Any], Any], carry: Any, x: Any) -> Any:
         """One step, with what happens at its end."""
@@ -300,7 +321,7 @@ class StepMessenger(WeightMessenger):
             )
         return twist.reshape(self.size)
 
-    def _close(self) -> None:
+    def close(self) -> None:
         """Gives the sites since the last boundary, outside steps, a group of their own."""
         fresh = len(self.values) - self._mark
         if fresh:
