@@ -18,7 +18,9 @@ from pyro_tilt.ops.log_mgf import MIN_ESS, log_mgf
 
 __all__ = ["LAMBDAS", "StateRule", "baselines_from_draws", "baselines_from_mgf"]
 
-LAMBDAS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+LAMBDAS = tuple(2.0 ** (k / 4) for k in range(-8, 25))
+# Draws cannot tell neighbouring exponents apart, and pay for each.
+FEW_LAMBDAS = tuple(2.0**k for k in range(-2, 7))
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def baselines_from_draws(rule: StateRule, A: Tensor, where: str) -> Tensor:
 
 
 def _chernoff(A: Tensor, log_z: Tensor, epsilon: float) -> Tensor:
-    lam = A.new_tensor(LAMBDAS)
+    lam = A.new_tensor(FEW_LAMBDAS)
     psi = log_mgf(A, 1.0 + lam)
     bounds = chernoff_bound(psi.value, log_z.unsqueeze(-1), lam, epsilon)
     trusted = psi.trusted(min(MIN_ESS, A.shape[-1] / 4))

@@ -97,7 +97,11 @@ class Chains:
 
         def score(taken: Pass, size: int) -> Tensor:
             tilt = taken.carry if sampler.tilt_start else None
-            return self._score(taken, tilt, None, size, where)
+            A = self._score(taken, tilt, None, size, where)
+            self._check(A, last=False)
+            return A
+
+        self._plain_factors = first.log_factors is None
 
         free = all(is_constant(law) for law in first.laws.values())
         if not free and (sampler.tilt_start or first.log_factors is not None):

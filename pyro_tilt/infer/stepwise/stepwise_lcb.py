@@ -220,7 +220,7 @@ class StepwiseLCB(Sampler):
         weighed = self.path_weights and bool((log_path > -math.inf).any())
         if weighed:
             log_z, error = log_evidence(log_path)
-        self._warn(int(capped.sum()), float(terms.mean()), float(terms.std()))
+        self._warn(int(capped.sum()), terms)
         return WeightedSamples(
             kind="iid",
             samples=samples,
@@ -262,7 +262,7 @@ class StepwiseLCB(Sampler):
             value_calls=sum(g.value_calls for g in groups),
         )
 
-    def _warn(self, capped: int, clipping: float, spread: float) -> None:
+    def _warn(self, capped: int, terms: Tensor) -> None:
         if capped:
             warnings.warn(
                 f"{capped} of {self.num_samples} trajectories hit max_proposals = "
@@ -271,9 +271,10 @@ class StepwiseLCB(Sampler):
                 SamplerWarning,
                 stacklevel=6,
             )
-        error = spread / math.sqrt(self.num_samples)
-        known = self.rule == "chernoff" and self.num_samples >= 100
-        if known and clipping > self.epsilon + 4.0 * error:
+        if self.rule != "chernoff" or self.num_samples < 100:
+            return
+        clipping, error = float(terms.mean()), float(terms.std()) / math.sqrt(self.num_samples)
+        if clipping > self.epsilon + 4.0 * error:
             warnings.warn(
                 f"the clipped mass is estimated at {clipping:.3g} over all steps, above "
                 f"epsilon = {self.epsilon:g}: num_inner = {self.num_inner} proposals missed "
