@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
+from pyro.distributions import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -224,10 +225,30 @@ class StepMessenger(WeightMessenger):
                     return
         super()._pyro_sample(msg)
 
+    def _process_message(self, msg: Any) -> None:
+        # The hot path, without the look-up by name.
+        if msg["type"] == "sample":
+            self._pyro_sample(msg)
+        else:
+            super()._process_message(msg)
+
+    def _postprocess_message(self, msg: Any) -> None:
+        if msg["type"] == "sample":
+            self._pyro_post_sample(msg)
+
     def _pyro_post_sample(self, msg: Any) -> None:
         name = msg["name"]
         if name in self.dropped:
             raise RuntimeError(f"multiple sites named '{name}'")
+        fn = msg["fn"]
+        if msg["is_observed"] and not msg["infer"] and not isinstance(fn, MaskedDistribution):
+            # An ordinary observation needs none of the distinctions of the base class.
+            if name in self.factors or name in self.values:
+                raise RuntimeError(f"multiple sites named '{name}'")
+            self.factors[name] = None
+            if msg["mask"] is not False:
+                self._add(name, fn.log_prob(msg["value"]), msg)
+            return
         super()._pyro_post_sample(msg)
         if self._proposed:
             law = self._proposed.pop(name, None)
