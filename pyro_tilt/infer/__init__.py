@@ -16,6 +16,7 @@ from pyro_tilt.infer.rejection import Rejection
 from pyro_tilt.infer.sampler import Sampler
 from pyro_tilt.infer.selection import BlockBestOfN, SoftBestOfM
 from pyro_tilt.infer.smc import SMC
+from pyro_tilt.infer.stepwise import StepwiseLCB
 from pyro_tilt.infer.storage import load, save
 from pyro_tilt.infer.tempered import TemperedSMC
 from pyro_tilt.infer.weighted_samples import WeightedSamples
@@ -38,6 +39,7 @@ __all__ = [
     "SamplerWarning",
     "SamplingError",
     "SoftBestOfM",
+    "StepwiseLCB",
     "TemperedSMC",
     "WeightedSamples",
     "ZeroWeights",

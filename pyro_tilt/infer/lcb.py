@@ -84,6 +84,8 @@ class LCB(Sampler):
         one, flagged in ``stats["capped"]`` and paid for in the certificate.
     :param float min_acceptance: as in :class:`~pyro_tilt.infer.Rejection`.
     :param int max_draws: most proposals of a chain; None for no limit.
+    :param value: log soft value of a program with steps, a function of carry and step; the
+        result is then a :class:`~pyro_tilt.infer.StepwiseLCB`, which takes options of its own.
     :raises ValueError: if a weight exceeds its stated bound, or if the draws of a block would
         share the minibatch of a plate.
     :raises ZeroWeights: if no calibration draw has a positive weight.
@@ -102,10 +104,18 @@ class LCB(Sampler):
         'consistent'
     """
 
+    def __new__(cls, *args: Any, value: Any = None, **options: Any) -> Any:
+        if value is None:
+            return super().__new__(cls)
+        from pyro_tilt.infer.stepwise import StepwiseLCB
+
+        return StepwiseLCB(*args, value=value, **options)
+
     def __init__(
         self,
         program: Callable[..., Any],
         *,
+        value: None = None,
         epsilon: float = 0.05,
         baseline: Rule | float = "chernoff",
         budget: float = 10.0,

@@ -67,7 +67,7 @@ def merge(*results: WeightedSamples) -> WeightedSamples:
         share = chains.new_tensor([len(result) for result in results])
         evidence = torch.stack([result.log_normalizer for result in results])
         value = torch.logsumexp(evidence + share.log(), 0) - math.log(sum(sizes))
-        log_weights = value.expand(sum(sizes)).clone()
+        log_weights = value.nan_to_num(nan=0.0).expand(sum(sizes)).clone()
     smoothed, pareto_k = _smoothed(results, log_weights)
     return WeightedSamples(
         kind=kind,

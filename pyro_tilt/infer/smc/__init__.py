@@ -3,6 +3,7 @@
 
 from pyro_tilt.infer.smc.errors import LineageError, StepError, TwistError
 from pyro_tilt.infer.smc.lineage import check_lineage
+from pyro_tilt.infer.smc.online import OnlineSMC
 from pyro_tilt.infer.smc.paths import Paths
 from pyro_tilt.infer.smc.proposals import gradient_proposal
 from pyro_tilt.infer.smc.smc import SMC
@@ -10,6 +11,7 @@ from pyro_tilt.infer.smc.smc import SMC
 __all__ = [
     "SMC",
     "LineageError",
+    "OnlineSMC",
     "Paths",
     "StepError",
     "TwistError",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
+from pyro.distributions import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -97,6 +98,22 @@ class StepMessenger(WeightMessenger):
         log_weights = self.population.finish(increment)
         return log_weights, self.survivors()
 
+    def renew(self) -> Callable[[], None]:
+        """Lets the next step use the names of the last one; returns how to take that back."""
+        last, self.last = self.last, None
+        names = [] if last is None else last.names
+        saved = {name: self.values.pop(name) for name in names}
+        self._mark = len(self.values)
+        self.factors.clear()
+        self._claimed.clear()
+
+        def restore() -> None:
+            self.values.update(saved)
+            self._mark = len(self.values)
+            self.last = last
+
+        return restore
+
     def rollback(self) -> None:
         """Forgets the sites of a step that did not end."""
         for name in list(islice(reversed(self.values), len(self.values) - self._mark)):
@@ -104,7 +121,7 @@ class StepMessenger(WeightMessenger):
 
     def survivors(self) -> dict[str, Tensor]:
         """Values of the sites outside steps and of the last step, for the particles of now."""
-        self._close()
+        self.close()
         groups = [*self.groups, *([self.last] if self.last is not None else [])]
         found = {
             name: gathered(self.values[name], group.index)
@@ -137,7 +154,7 @@ class StepMessenger(WeightMessenger):
         self._outside_plates("checkpoint", name, msg)
         self._where = f"checkpoint '{name}' (step {self.steps_done})"
         if not self.steps_done:
-            self._close()
+            self.close()
         whole = state[0] if len(state) == 1 else state
         msg["value"] = self._boundary(whole, self.steps_done)
 
@@ -161,7 +178,7 @@ class StepMessenger(WeightMessenger):
     def loop(self, name: str, step: Callable[[Any, Any], Any], carry: Any, xs: Iterable) -> Any:
         """The steps of a scan."""
         items = list(xs)
-        self._close()
+        self.close()
         if self.on_steps is not None:
             self.on_steps(len(items))
         if self.guide is not None:
@@ -171,6 +188,11 @@ class StepMessenger(WeightMessenger):
             carry = self.step(step, carry, x)
         self._where = f"after scan '{name}'"
         return carry
+
+    def advance(self, step: Callable[[Any, Any], Any], carry: Any, x: Any) -> Any:
+        """One step of a stream."""
+        self._where = f"step {self.steps_done}"
+        return self.step(step, carry, x)
 
     def step(self, step: Callable[[Any, Any], Any], carry: Any, x: Any) -> Any:
         """One step, with what happens at its end."""
@@ -203,10 +225,30 @@ class StepMessenger(WeightMessenger):
                     return
         super()._pyro_sample(msg)
 
+    def _process_message(self, msg: Any) -> None:
+        # The hot path, without the look-up by name.
+        if msg["type"] == "sample":
+            self._pyro_sample(msg)
+        else:
+            super()._process_message(msg)
+
+    def _postprocess_message(self, msg: Any) -> None:
+        if msg["type"] == "sample":
+            self._pyro_post_sample(msg)
+
     def _pyro_post_sample(self, msg: Any) -> None:
         name = msg["name"]
         if name in self.dropped:
             raise RuntimeError(f"multiple sites named '{name}'")
+        fn = msg["fn"]
+        if msg["is_observed"] and not msg["infer"] and not isinstance(fn, MaskedDistribution):
+            # An ordinary observation needs none of the distinctions of the base class.
+            if name in self.factors or name in self.values:
+                raise RuntimeError(f"multiple sites named '{name}'")
+            self.factors[name] = None
+            if msg["mask"] is not False:
+                self._add(name, fn.log_prob(msg["value"]), msg)
+            return
         super()._pyro_post_sample(msg)
         if self._proposed:
             law = self._proposed.pop(name, None)
@@ -300,7 +342,7 @@ class StepMessenger(WeightMessenger):
             )
         return twist.reshape(self.size)
 
-    def _close(self) -> None:
+    def close(self) -> None:
         """Gives the sites since the last boundary, outside steps, a group of their own."""
         fresh = len(self.values) - self._mark
         if fresh:

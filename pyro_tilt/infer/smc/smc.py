@@ -27,6 +27,7 @@ from pyro_tilt.infer.smc.plan import StepPlan
 from pyro_tilt.infer.smc.population import SCHEMES, Population
 from pyro_tilt.infer.smc.proposals import Proposal, gradient_proposal
 from pyro_tilt.infer.weighted_samples import WeightedSamples
+from pyro_tilt.ops.importance import log_mean_exp
 from pyro_tilt.poutine.particle_plate import ParticlePlate
 
 __all__ = ["SMC"]
@@ -281,6 +282,7 @@ class SMC(Sampler):
             kind="weighted",
             samples=samples,
             log_weights=log_weights.to(device),
+            log_normalizer=log_mean_exp(log_weights),
             log_normalizer_error=torch.tensor(torch.nan) if error is None else error,
             certificate=_certificate(target, plan.subsampled),
             cost=cost,

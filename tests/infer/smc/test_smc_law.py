@@ -187,5 +187,7 @@ def test_the_gate_sees_known_bugs(table, monkeypatch, bug):
         monkeypatch.setattr(Population, "advance", _reuse_ancestors(Population.advance))
     else:
         monkeypatch.setattr(Group, "move", lambda self, index: None)
-    schedule = [True, False, True, True]
+    schedule = {"weights": [False] * 4, "ancestors": [True, False, False, False]}.get(
+        bug, [True, False, True, True]
+    )
     assert p_value(table, twist=_finite(table), freeze_schedule=schedule) < 1e-7

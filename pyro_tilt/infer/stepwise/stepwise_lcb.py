@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rejection with Chernoff baselines at every step of a program with steps."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from pyro.infer.util import is_validation_enabled
+from torch import Tensor
+
+from pyro_tilt.infer.errors import SamplerWarning
+from pyro_tilt.infer.pooled import refuse_shared_minibatches
+from pyro_tilt.infer.program_sites import ProgramSites
+from pyro_tilt.infer.sampler import Run, Sampler, check_count
+from pyro_tilt.infer.smc.lineage import check_lineage as preflight
+from pyro_tilt.infer.smc.paths import Paths
+from pyro_tilt.infer.smc.plan import StepPlan
+from pyro_tilt.infer.stepwise.certificate import stepwise_certificate
+from pyro_tilt.infer.stepwise.chains import Chains
+from pyro_tilt.infer.weighted_samples import WeightedSamples
+from pyro_tilt.ops.importance import log_evidence
+
+__all__ = ["StepwiseLCB"]
+
+Value = Callable[[Any, Any], Tensor]
+Rule = Literal["chernoff", "budget", "exchange"]
+
+
+class StepwiseLCB(Sampler):
+    r"""Chains whose every step is drawn by rejection under a baseline of its state.
+
+    With :math:`V_t` the log soft values that are given and :math:`g_t` the factors of step t, a
+    step from y aims at
+
+    .. math:: K_t(x \mid y) \propto p(x \mid y)\, e^{A_t(x)}, \qquad A_t = \log g_t + V_t,
+
+    where at the last step the true log weight of the rest of the program, reward included, stands
+    for :math:`V_0`. A proposal is accepted with probability :math:`\min(1, e^{A_t(x) - b_t(y)})`;
+    rejected chains alone propose again, and a step that is one site whose value is its carry
+    evaluates that site's law once. The baselines are sharpened Chernoff bounds
+
+    .. math:: b_t(y) = \min_\lambda \frac1\lambda \Bigl[ \psi_{1 + \lambda}(y) - \psi_1(y)
+        + \log\frac{c_\lambda}{\epsilon_t} \Bigr], \qquad
+        \psi_s(y) = \log E[e^{s A_t} \mid y], \quad
+        c_\lambda = \frac{\lambda^\lambda}{(1 + \lambda)^{1 + \lambda}},
+
+    from fresh proposals of each state or from known log-MGFs, never below the log normaliser of
+    the step; the steps, and the start, share epsilon evenly.
+
+    Certificate, for the *value-tilted chain* (start :math:`\propto p\,e^{V_T}`, kernels
+    :math:`K_t`): the mean over trajectories of :math:`\sum_t (e^{(A_t - b_t)_+} - 1)` bounds the
+    total variation of the law of paths. *Bounded* by its upper confidence bound (empirical
+    Bernstein, Maurer and Pontil 2009, arXiv 0907.3740) where ``value_bound`` and a bounded reward
+    are given; otherwise *consistent* with the estimate. It never covers the error of the values:
+    ``path_weights`` correct for that, in ``residual_log_weights``, with unbiased evidence.
+
+    After Madhow, Y. Liang, Shroff, Yingbin Liang and Wang 2026, arXiv 2602.07738; the target-side
+    and sharpened bounds, the certificate and the path weight are this project's.
+
+    :param program: see :class:`~pyro_tilt.infer.Sampler`, as are all options not named here. Its
+        reward may read the return value and sites of the last step or before the scan.
+    :param value: log soft value, a function of the carry after a step and that step's element of
+        ``xs`` to shape ``(N,)``; asked once with None for the initial carry (see ``tilt_start``)
+        and never at the last step.
+    :param baseline: ``"chernoff"``; ``"budget"``, :math:`b = \psi_1(y) + \log` of ``budget``;
+        ``"exchange"``, which minimises proposals plus ``exchange_rate`` times clipped mass; or a
+        function of the carry before a step and its element of ``xs`` to shape ``(N,)``.
+    :param float epsilon: clipped mass of a whole path that ``"chernoff"`` aims at.
+    :param log_mgf: :math:`\psi_s(y)` where known: a function of the carry before a step, its
+        element of ``xs`` and orders, shape ``(K,)``, to shape ``(N, K)``.
+    :param float budget: proposals per step that ``"budget"`` aims at.
+    :param float exchange_rate: proposals that a unit of clipped mass is worth.
+    :param int num_inner: fresh proposals per state to learn its baseline from.
+    :param int num_start: draws of the start to learn its one baseline from.
+    :param bool tilt_start: tilt the initial carry by its value; otherwise it follows the program.
+    :param value_bound: a sure bound on the values at all steps, and with it the least baseline
+        that is used, ``(low, high)``.
+    :param float confidence: of the certificate.
+    :param int max_proposals: most proposals for one step of a chain, which then goes on with its
+        last rejected one, flagged in ``stats["capped"]`` and paid for in the certificate.
+    :param float min_acceptance: a chain that was rejected as often as its inverse ends the run.
+    :param bool path_weights: go on to a second acceptance at every step, for weights that correct
+        the chains to the joint tilt; about twice the proposals.
+    :param bool keep_paths: keep the values of all steps in ``result.paths``.
+    :param bool check_lineage: look for variables that do not move with their particle, as in
+        :class:`~pyro_tilt.infer.SMC`.
+    :raises ValueError: for a program without a scan, a deterministic kernel, a value that is NaN
+        or of a wrong shape or above its bound.
+    :raises ZeroWeights: where the value is ``-inf`` at every proposal of a step.
+    :raises AcceptanceTooLow: see ``min_acceptance``.
+
+    Example::
+
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> from pyro_tilt import scan
+        >>> from pyro_tilt.infer import LCB
+        >>> def step(x, t):
+        ...     return pyro.sample(f"x_{t}", dist.Normal(x, 1.0))
+        >>> def program():
+        ...     x = pyro.sample("x_2", dist.Normal(0.0, 1.0))
+        ...     return scan("walk", step, x, [1, 0])
+        >>> def value(x, t):  # log E[exp(x_0) | x_t] for reward x_0
+        ...     return x + 0.5 * (2 if t is None else t)
+        >>> result = LCB(program, reward=lambda x: x, value=value, num_samples=4000, seed=0).run()
+        >>> round(result.samples["x_0"].mean().item()), result.certificate.target
+        (3, 'value-tilted chain')
+    """
+
+    def __init__(
+        self,
+        program: Callable[..., Any],
+        *,
+        value: Value,
+        baseline: Rule | Value = "chernoff",
+        epsilon: float = 0.05,
+        log_mgf: Callable[[Any, Any, Tensor], Tensor] | None = None,
+        budget: float = 10.0,
+        exchange_rate: float = 100.0,
+        num_inner: int = 128,
+        num_start: int = 4096,
+        tilt_start: bool = True,
+        value_bound: tuple[float, float] | None = None,
+        confidence: float = 0.95,
+        max_proposals: int | None = None,
+        min_acceptance: float = 1e-6,
+        path_weights: bool = False,
+        keep_paths: bool = False,
+        check_lineage: bool | None = None,
+        **options: Any,
+    ) -> None:
+        if not options.pop("vectorized", True):
+            raise ValueError(
+                "value= and vectorized=False do not go together: rejected chains re-enter their "
+                "step together"
+            )
+        super().__init__(program, **options)
+        for name, function in (("value", value), ("log_mgf", log_mgf)):
+            if function is not None and not callable(function):
+                raise TypeError(f"{name} must be a function, got {type(function).__name__}")
+        if not callable(baseline) and baseline not in ("chernoff", "budget", "exchange"):
+            raise ValueError(
+                "baseline must be 'chernoff', 'budget', 'exchange' or a function of state and "
+                f"step, got {baseline!r}"
+            )
+        if log_mgf is not None and baseline == "exchange":
+            raise ValueError("baseline='exchange' needs draws, and log_mgf gives none; drop one")
+        _between("epsilon", epsilon, 0.0, 1.0)
+        _between("confidence", confidence, 0.0, 1.0)
+        _between("min_acceptance", min_acceptance, 0.0, 1.0)
+        if not 1.0 <= budget < math.inf:
+            raise ValueError(f"budget must be at least 1, got {budget!r}")
+        _between("exchange_rate", exchange_rate, 0.0, math.inf)
+        self.value, self.log_mgf = value, log_mgf
+        self.baseline = baseline
+        self.rule = "given" if callable(baseline) else baseline
+        self.epsilon, self.budget, self.exchange_rate = epsilon, budget, exchange_rate
+        self.num_inner = check_count("num_inner", num_inner, at_least=2)
+        self.num_start = check_count("num_start", num_start, at_least=2)
+        self.tilt_start, self.keep_paths = tilt_start, keep_paths
+        self.value_bound = _checked_bound(value_bound)
+        self.confidence = confidence
+        self.max_proposals = (
+            None if max_proposals is None else check_count("max_proposals", max_proposals)
+        )
+        self.min_acceptance = min_acceptance
+        self.path_weights = path_weights
+        self.check_lineage = check_lineage
+
+    def _proposal(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepPlan:
+        plan = _Plan(self.program, args, kwargs, max_plate_nesting=self.max_plate_nesting)
+        if not plan.has_steps:
+            raise ValueError(
+                "value= needs a program with steps, and this one has none; declare them by "
+                "pyro_tilt.scan, or leave value out for LCB over the whole program"
+            )
+        if is_validation_enabled() if self.check_lineage is None else self.check_lineage:
+            preflight(self.program, args, kwargs, max_plate_nesting=plan.max_plate_nesting)
+        return plan
+
+    def _sample(self, run: Run) -> WeightedSamples:
+        refuse_shared_minibatches(run)
+        generator = torch.Generator().manual_seed(run.accept_seed)
+        groups: list[Chains] = []
+        # The bar counts steps of chains, whose number the first group shows.
+        with run.bar(0) as bar:
+            for group, first in enumerate(range(0, self.num_samples, self.max_batch)):
+                size = min(self.max_batch, self.num_samples - first)
+                chains = Chains(self, run, size, group, generator)
+                chains.on_step = partial(_progress, bar, chains, self.num_samples)
+                chains.advance()
+                groups.append(chains)
+        return self._result(run, groups)
+
+    def _result(self, run: Run, groups: Sequence[Chains]) -> WeightedSamples:
+        plan = run.proposal
+        assert isinstance(plan, StepPlan)
+        terms = torch.cat([g.clipping for g in groups])
+        capped = torch.cat([g.capped for g in groups])
+        proposals = torch.cat([g.proposals for g in groups])
+        log_path = torch.cat([g.log_path for g in groups])
+        placed = [plan.layout(g.values, {}, g.size) for g in groups]
+        samples = {name: torch.cat([each[name] for each in placed]) for name in placed[0]}
+        stats = {"proposals": proposals, "capped": capped, "clipping": terms}
+        if groups[0].rewards:
+            stats["reward"] = torch.cat([plan._combine(g.rewards) for g in groups])
+        certificate = stepwise_certificate(
+            terms,
+            capped,
+            width=_widest([g.width() for g in groups]),
+            confidence=self.confidence,
+            may_cap=self.max_proposals is not None,
+        )
+        log_z, error = terms.new_tensor(math.nan), terms.new_tensor(math.nan)
+        weighed = self.path_weights and bool((log_path > -math.inf).any())
+        if weighed:
+            log_z, error = log_evidence(log_path)
+        self._warn(int(capped.sum()), terms)
+        return WeightedSamples(
+            kind="iid",
+            samples=samples,
+            log_weights=torch.full_like(terms, float(log_z) if weighed else 0.0),
+            log_normalizer=log_z,
+            log_normalizer_error=error,
+            residual_log_weights=log_path - log_z if weighed else None,
+            certificate=certificate,
+            cost=self._cost(run, groups),
+            stats=stats,
+            steps=_steps(groups),
+            beta=plan.beta if "reward" in stats else None,
+            info=self._info(groups, proposals, terms),
+            sampler="LCB",
+            program=self.program,
+            args=run.args,
+            kwargs=run.kwargs,
+            paths=Paths([g.paths for g in groups if g.paths]) if self.keep_paths else None,
+        )
+
+    def _info(self, groups: Sequence[Chains], proposals: Tensor, terms: Tensor) -> dict[str, float]:
+        steps = _steps(groups)["proposals"]
+        shares = [g.size / self.num_samples for g in groups]
+        return {
+            "proposals_per_step": float(steps.mean()),
+            "start_proposals": sum(s * g.start_proposals for s, g in zip(shares, groups)),
+            "total_proposals": float(proposals.sum()),
+            "step_rows": float(sum(g.messenger.rows for g in groups)),
+            "clipping": float(terms.mean()),
+        }
+
+    def _cost(self, run: Run, groups: Sequence[Chains]) -> Any:
+        steps = groups[0].messenger.num_steps
+        rows = sum(g.messenger.rows for g in groups)
+        tail = sum(g.messenger.tail_rows for g in groups)
+        return replace(
+            run.cost(-(-rows // steps)),
+            reward_calls=tail * run.proposal.num_rewards,
+            value_calls=sum(g.value_calls for g in groups),
+        )
+
+    def _warn(self, capped: int, terms: Tensor) -> None:
+        if capped:
+            warnings.warn(
+                f"{capped} of {self.num_samples} trajectories hit max_proposals = "
+                f"{self.max_proposals} at some step and hold a rejected value there; they are "
+                'flagged in stats["capped"] and counted in the certificate',
+                SamplerWarning,
+                stacklevel=6,
+            )
+        if self.rule != "chernoff" or self.num_samples < 100:
+            return
+        clipping, error = float(terms.mean()), float(terms.std()) / math.sqrt(self.num_samples)
+        if clipping > self.epsilon + 4.0 * error:
+            warnings.warn(
+                f"the clipped mass is estimated at {clipping:.3g} over all steps, above "
+                f"epsilon = {self.epsilon:g}: num_inner = {self.num_inner} proposals missed "
+                "values that matter. Raise num_inner, or use path_weights",
+                SamplerWarning,
+                stacklevel=6,
+            )
+
+
+def _progress(bar: Any, chains: Chains, num_samples: int, rows: int) -> None:
+    bar.total = num_samples * chains.messenger.num_steps
+    bar.update(rows)
+
+
+class _Plan(StepPlan):
+    """A plan that always makes its plain run, which shows the bound of the reward."""
+
+    def _plain_run(self) -> tuple[ProgramSites, int]:
+        self.known = True
+        return super()._plain_run()
+
+
+def _steps(groups: Sequence[Chains]) -> dict[str, Tensor]:
+    """Per step, over all chains; quantiles are averaged over groups."""
+    total = sum(g.size for g in groups)
+
+    def mean(read: Callable[[Any], float]) -> Tensor:
+        rows = [[g.size / total * read(step) for step in g.summaries] for g in groups]
+        return torch.tensor(rows, dtype=torch.float64).sum(0)
+
+    proposals = mean(lambda step: step.proposals)
+    return {
+        "proposals": proposals,
+        "acceptance_rate": 1.0 / proposals,
+        "clipping": mean(lambda step: step.clipped),
+        "baseline_05": mean(lambda step: step.baseline[0]),
+        "baseline_50": mean(lambda step: step.baseline[1]),
+        "baseline_95": mean(lambda step: step.baseline[2]),
+    }
+
+
+def _widest(widths: Sequence[float | None]) -> float | None:
+    known = [width for width in widths if width is not None]
+    return max(known) if len(known) == len(widths) else None
+
+
+def _checked_bound(bound: tuple[float, float] | None) -> tuple[float, float] | None:
+    if bound is None:
+        return None
+    low, high = (float(each) for each in bound)
+    if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+        raise ValueError(f"value_bound must be two finite numbers (low, high), got {bound!r}")
+    return low, high
+
+
+def _between(name: str, value: float, low: float, high: float) -> None:
+    if not low < value < high:
+        raise ValueError(f"{name} must lie in ({low:g}, {high:g}), got {value!r}")
