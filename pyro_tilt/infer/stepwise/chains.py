@@ -251,7 +251,7 @@ class Chains:
             parts.keep,
             baseline,
             generator=self.generator,
-            twice=sampler.path_weights,
+            acceptances=max(1, sampler.path_weights),
             max_proposals=sampler.max_proposals,
             min_acceptance=sampler.min_acceptance,
             max_rows=max(self.size, 64),
@@ -266,8 +266,8 @@ class Chains:
         high = self._high(last)
         self.sure = self.sure and high is not None and bool((baseline >= high).all())
         if self.sampler.path_weights:
-            cap = self.sampler.max_proposals
-            added = path_weight_increment(found, baseline, first.log_factors, cap)
+            options = self.sampler.path_weights, self.sampler.max_proposals
+            added = path_weight_increment(found, baseline, first.log_factors, *options)
             self.log_path = self.log_path + added.to(self.log_path)
 
     def _baseline(

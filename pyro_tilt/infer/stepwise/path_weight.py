@@ -8,13 +8,18 @@ A chain that accepted :math:`x_t` from :math:`y` by :math:`\min(1, e^{A_t - b_t}
 
 with the true log factors :math:`g_t` weighs its path exactly. The normaliser may be replaced by an
 unbiased estimate that is independent of :math:`x_t`. The number of proposals to the first
-acceptance gives none: :math:`E[1/N]` exceeds the acceptance rate. With :math:`N_2` the proposals
-to the second one, :math:`E[1/(N_2 - 1)] = Z_b e^{-b}` (Haldane 1945), and where the first
-acceptance must come within m proposals, and the weight is zero otherwise,
-:math:`1/\min(m, N_2 - 1)`.
+acceptance gives none: :math:`E[1/N]` exceeds the acceptance rate. With :math:`N_r` the proposals
+to the r-th one, :math:`E[(r - 1)/(N_r - 1)] = Z_b e^{-b}` for :math:`r \ge 2` (Haldane 1945). Where
+the first acceptance must come within m proposals, and the weight is zero otherwise, the unbiased
+estimate is
+
+.. math:: \binom{N_r - 2}{r - 2} \Big/ \Bigl[\binom{N_r - 1}{r - 1}
+    - \binom{N_r - 1 - m}{r - 1}\Bigr].
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -25,24 +30,35 @@ __all__ = ["log_normalizer_estimate", "path_weight_increment"]
 
 
 def log_normalizer_estimate(
-    baseline: Tensor, second: Tensor, max_proposals: int | None = None
+    baseline: Tensor, count: Tensor, acceptances: int = 2, max_proposals: int | None = None
 ) -> Tensor:
     r"""
     Log of an unbiased estimate of :math:`Z_b`, to be counted zero for capped chains.
 
     :param baseline: b, shape (n,).
-    :param second: proposals to the second acceptance, shape (n,), at least 2.
+    :param count: proposals to the last acceptance, shape (n,), at least ``acceptances``.
+    :param acceptances: r, at least 2.
     :param max_proposals: the cap on the first one.
 
     >>> log_normalizer_estimate(torch.zeros(1), torch.tensor([3])).exp().item()
     0.5
     """
-    rest = second - 1 if max_proposals is None else (second - 1).clamp(max=max_proposals)
-    return baseline - rest.to(baseline.dtype).log()
+    rest, drawn = (count - 1).to(baseline.dtype), acceptances - 1
+    estimate = baseline + math.log(drawn) - rest.log()
+    if max_proposals is None:
+        return estimate
+    beyond = (rest - max_proposals).clamp(min=drawn)
+    missed = (_log_binomial(beyond, drawn) - _log_binomial(rest, drawn)).exp()
+    missed = missed.masked_fill(rest - max_proposals < drawn, 0.0)
+    return estimate - torch.log1p(-missed)
 
 
 def path_weight_increment(
-    found: Accepted, baseline: Tensor, log_factors: Tensor | None, max_proposals: int | None
+    found: Accepted,
+    baseline: Tensor,
+    log_factors: Tensor | None,
+    acceptances: int,
+    max_proposals: int | None,
 ) -> Tensor:
     """
     What one step adds to the log weight of its chain, -inf for a capped one.
@@ -50,9 +66,16 @@ def path_weight_increment(
     :param found: what the chains accepted.
     :param baseline: b, shape (n,).
     :param log_factors: the true log factors of the step, shape (n,).
+    :param acceptances: how many were asked for.
+    :param max_proposals: the cap on the first one.
     """
-    added = log_normalizer_estimate(baseline, found.second.clamp(min=2), max_proposals)
+    count = found.later.clamp(min=acceptances)
+    added = log_normalizer_estimate(baseline, count, acceptances, max_proposals)
     added = added - torch.minimum(found.log_weights, baseline)
     if log_factors is not None:
         added = added + log_factors.to(added)
     return added.masked_fill(found.capped, -torch.inf)
+
+
+def _log_binomial(n: Tensor, k: int) -> Tensor:
+    return torch.lgamma(n + 1.0) - torch.lgamma(n - k + 1.0) - math.lgamma(k + 1)

@@ -25,13 +25,13 @@ class Accepted:
 
     :ivar log_weights: A of the value each chain holds, shape (n,).
     :ivar proposals: proposals up to the first acceptance, or the cap, shape (n,).
-    :ivar second: proposals up to the second acceptance, shape (n,); zero where not asked for.
+    :ivar later: proposals up to the last acceptance that was asked for, shape (n,).
     :ivar capped: chains that hold a rejected value, shape (n,).
     """
 
     log_weights: Tensor
     proposals: Tensor
-    second: Tensor
+    later: Tensor
     capped: Tensor
 
 
@@ -41,7 +41,7 @@ def accept(
     baseline: Tensor,
     *,
     generator: torch.Generator,
-    twice: bool = False,
+    acceptances: int = 1,
     max_proposals: int | None = None,
     min_acceptance: float = 1e-6,
     max_rows: int = 2**17,
@@ -58,7 +58,7 @@ def accept(
     :param keep: is told chains, that holder and its rows, to keep these values; called again for
         a chain whose value was rejected.
     :param baseline: b of each chain, shape (n,).
-    :param twice: go on to the second acceptance, whose value is not kept.
+    :param acceptances: go on to this many, of which the first is kept.
     :param max_proposals: most proposals before the first acceptance; the chain then holds its
         last, rejected value.
     :param min_acceptance: give up once a chain has had the inverse of this many proposals.
@@ -72,7 +72,6 @@ def accept(
         torch.zeros(n, dtype=torch.bool, device=device),
     )
     hits = torch.zeros(n, dtype=torch.long, device=device)
-    need = 2 if twice else 1
     waiting, seen = torch.arange(n, device=device), 0
     while len(waiting):
         count = len(waiting)
@@ -93,10 +92,10 @@ def accept(
             keep(chains, holder, source)
             found.log_weights[chains] = flat[source].to(found.log_weights)
             found.proposals[chains] = seen + place[new] + 1
-        done = total[:, -1] >= need
-        if twice:
-            found.second[waiting[done]] = seen + 1 + (total >= 2).int().argmax(1)[done]
-        hits[waiting] = total[:, -1].clamp(max=need)
+        done = total[:, -1] >= acceptances
+        reached = (total >= acceptances).int().argmax(1)
+        found.later[waiting[done]] = seen + 1 + reached[done]
+        hits[waiting] = total[:, -1].clamp(max=acceptances)
         seen += repeats
         left = ~done
         if max_proposals is not None and seen >= max_proposals:

@@ -85,8 +85,9 @@ class StepwiseLCB(Sampler):
     :param int max_proposals: most proposals for one step of a chain, which then goes on with its
         last rejected one, flagged in ``stats["capped"]`` and paid for in the certificate.
     :param float min_acceptance: a chain that was rejected as often as its inverse ends the run.
-    :param bool path_weights: go on to a second acceptance at every step, for weights that correct
-        the chains to the joint tilt; about twice the proposals.
+    :param path_weights: go on to a second acceptance at every step (a number: to that one), for
+        weights that correct the chains to the joint tilt. They multiply over steps the error of
+        a normaliser from so many acceptances, so that long chains want more of them.
     :param bool keep_paths: keep the values of all steps in ``result.paths``.
     :param bool check_lineage: look for variables that do not move with their particle, as in
         :class:`~pyro_tilt.infer.SMC`.
@@ -129,7 +130,7 @@ class StepwiseLCB(Sampler):
         confidence: float = 0.95,
         max_proposals: int | None = None,
         min_acceptance: float = 1e-6,
-        path_weights: bool = False,
+        path_weights: bool | int = False,
         keep_paths: bool = False,
         check_lineage: bool | None = None,
         **options: Any,
@@ -169,7 +170,9 @@ class StepwiseLCB(Sampler):
             None if max_proposals is None else check_count("max_proposals", max_proposals)
         )
         self.min_acceptance = min_acceptance
-        self.path_weights = path_weights
+        self.path_weights = 2 if path_weights is True else int(path_weights)
+        if self.path_weights and self.path_weights < 2:
+            raise ValueError(f"path_weights needs at least 2 acceptances, got {path_weights!r}")
         self.check_lineage = check_lineage
 
     def _proposal(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepPlan:

@@ -164,9 +164,9 @@ def true_target(factors=False):
 
 
 @pytest.mark.parametrize("cap", [None, 2])
-@pytest.mark.parametrize("tilt_start", [False, True])
-def test_path_weights_are_exact_and_the_evidence_is_unbiased(cap, tilt_start):
-    options = {"path_weights": True, "tilt_start": tilt_start, "max_proposals": cap}
+@pytest.mark.parametrize(("tilt_start", "acceptances"), [(False, True), (True, True), (False, 5)])
+def test_path_weights_are_exact_and_the_evidence_is_unbiased(cap, tilt_start, acceptances):
+    options = {"path_weights": acceptances, "tilt_start": tilt_start, "max_proposals": cap}
     if cap:
         with pytest.warns(SamplerWarning, match="max_proposals"):
             result = run(40_000, factors=True, **options)
@@ -187,7 +187,7 @@ def test_path_weights_are_exact_and_the_evidence_is_unbiased(cap, tilt_start):
 def test_the_plug_in_normaliser_is_caught(monkeypatch):
     """The mutation e^b / N overshoots by -log(a) / (1 - a) at acceptance rate a."""
 
-    def plug_in(found, baseline, log_factors, cap):
+    def plug_in(found, baseline, log_factors, acceptances, cap):
         estimate = baseline - found.proposals.double().log()
         estimate = estimate - found.log_weights.minimum(baseline)
         return estimate if log_factors is None else estimate + log_factors
