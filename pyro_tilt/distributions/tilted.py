@@ -86,6 +86,7 @@ class Tilted(TorchDistribution):
         self._given = checked_normalizer(log_normalizer)
         batch_shape = joint_batch_shape(base, self.reward, self.beta, self._given)
         self.base = base if base.batch_shape == batch_shape else base.expand(batch_shape)
+        self._untilted = base
         self._source: Tilted | None = None
         self._clear()
         super().__init__(batch_shape, base.event_shape, validate_args=validate_args)
@@ -106,6 +107,7 @@ class Tilted(TorchDistribution):
         new = self._get_checked_instance(Tilted, _instance)
         batch_shape = torch.Size(batch_shape)
         new.base = self.base.expand(batch_shape)
+        new._untilted = self._untilted
         new.reward, new.beta, new._given = self.reward, self.beta, self._given
         new._source = self._source or self
         new._clear()

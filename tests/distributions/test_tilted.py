@@ -302,6 +302,23 @@ def test_kl_to_the_base_is_the_reward_gained_less_log_z():
     assert cross > kl_divergence(tilted, base)
 
 
+def test_kl_without_a_pair_of_torch_has_a_gradient():
+    theta = double([0.4, -0.6]).requires_grad_()
+    base = dist.Gumbel(double(0.5), 1.5)
+    tilted = Tilted(base, rewards.Linear(theta, event_dim=0), 0.5)
+    kl = kl_divergence(tilted, base)
+    torch.testing.assert_close(kl, 0.5 * theta * tilted.mean - tilted.log_normalizer)
+    (gradient,) = torch.autograd.grad(kl.sum(), theta)
+    torch.testing.assert_close(gradient, 0.25 * theta * tilted.variance)
+    wide = tilted.expand([3, 2])
+    torch.testing.assert_close(kl_divergence(wide, wide.base), kl.expand(3, 2))
+    with torch.no_grad():
+        assert not kl_divergence(tilted, base).requires_grad
+    # From any other law of that family it is not known.
+    with pytest.raises(NotImplementedError):
+        kl_divergence(tilted, dist.Gumbel(double(0.0), 1.0))
+
+
 def test_a_tilt_of_a_tilt_is_one_tilt():
     base = dist.Normal(double(0.5), 2.0)
     inner = Tilted(base, rewards.Linear(double(1.0)), 0.5)
