@@ -57,6 +57,7 @@ class _Integrand:
             raise ValueError(
                 f"Tilted: the reward is {kind} for {int((bad & matters).sum())} values at which "
                 f"{self.name} has positive density; a reward must be a number or -inf"
+                + (", and a negative beta turns -inf into +inf" if kind == "+inf" else "")
             )
         keep = (log_probs > -math.inf) & ~bad
         blocked = torch.full_like(log_probs, -math.inf)

@@ -276,30 +276,34 @@ class Tilted(TorchDistribution):
             )
         return found
 
-    def _law(self, what: str) -> Any:
+    def _of_law(self, what: str, *args: Tensor) -> Tensor:
         law = self.law
         if law is None:
             raise NotImplementedError(f"Tilted.{what}: this tilted law has no family of its own")
-        return law
+        try:
+            found = getattr(law, what)
+            return found(*args) if callable(found) else found
+        except NotImplementedError as error:
+            raise NotImplementedError(f"Tilted.{what}: {type(law).__name__} has none") from error
 
     @property
     def mean(self) -> Tensor:
         """The mean, where the law is known exactly."""
-        return self._law("mean").mean
+        return self._of_law("mean")
 
     @property
     def variance(self) -> Tensor:
         """The variance, where the law is known exactly."""
-        return self._law("variance").variance
+        return self._of_law("variance")
 
     def entropy(self) -> Tensor:
-        return self._law("entropy").entropy()
+        return self._of_law("entropy")
 
     def cdf(self, value: Tensor) -> Tensor:
-        return self._law("cdf").cdf(value)
+        return self._of_law("cdf", value)
 
     def icdf(self, value: Tensor) -> Tensor:
-        return self._law("icdf").icdf(value)
+        return self._of_law("icdf", value)
 
     @property
     def tractability(self) -> Tractability:
