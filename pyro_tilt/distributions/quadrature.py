@@ -57,6 +57,7 @@ class _Integrand:
             raise ValueError(
                 f"Tilted: the reward is {kind} for {int((bad & matters).sum())} values at which "
                 f"{self.name} has positive density; a reward must be a number or -inf"
+                + (", and a negative beta turns -inf into +inf" if kind == "+inf" else "")
             )
         keep = (log_probs > -math.inf) & ~bad
         blocked = torch.full_like(log_probs, -math.inf)
@@ -108,7 +109,7 @@ def integrate_tilt(base: Any, reward: Reward) -> ExactTilt | None:
 
 
 def _axis(base: Any, reward: Reward, ends: tuple[Any, Any]) -> tuple[Axis, Tensor]:
-    draws = pilot_draws(base, 512 if base.batch_shape.numel() <= FINE_BATCH else 64)
+    draws = pilot_draws(base, 512 if torch.Size(base.batch_shape).numel() <= FINE_BATCH else 64)
     single = draws.dtype != torch.float64 and not in_closed_form(reward)
     low, high = _aligned(ends, draws)
     return Axis.around(low, high, draws, FAR_SINGLE if single else FAR), draws

@@ -86,6 +86,7 @@ class Tilted(TorchDistribution):
         self._given = checked_normalizer(log_normalizer)
         batch_shape = joint_batch_shape(base, self.reward, self.beta, self._given)
         self.base = base if base.batch_shape == batch_shape else base.expand(batch_shape)
+        self._untilted = base
         self._source: Tilted | None = None
         self._clear()
         super().__init__(batch_shape, base.event_shape, validate_args=validate_args)
@@ -106,6 +107,7 @@ class Tilted(TorchDistribution):
         new = self._get_checked_instance(Tilted, _instance)
         batch_shape = torch.Size(batch_shape)
         new.base = self.base.expand(batch_shape)
+        new._untilted = self._untilted
         new.reward, new.beta, new._given = self.reward, self.beta, self._given
         new._source = self._source or self
         new._clear()
@@ -274,30 +276,34 @@ class Tilted(TorchDistribution):
             )
         return found
 
-    def _law(self, what: str) -> Any:
+    def _of_law(self, what: str, *args: Tensor) -> Tensor:
         law = self.law
         if law is None:
             raise NotImplementedError(f"Tilted.{what}: this tilted law has no family of its own")
-        return law
+        try:
+            found = getattr(law, what)
+            return found(*args) if callable(found) else found
+        except NotImplementedError as error:
+            raise NotImplementedError(f"Tilted.{what}: {type(law).__name__} has none") from error
 
     @property
     def mean(self) -> Tensor:
         """The mean, where the law is known exactly."""
-        return self._law("mean").mean
+        return self._of_law("mean")
 
     @property
     def variance(self) -> Tensor:
         """The variance, where the law is known exactly."""
-        return self._law("variance").variance
+        return self._of_law("variance")
 
     def entropy(self) -> Tensor:
-        return self._law("entropy").entropy()
+        return self._of_law("entropy")
 
     def cdf(self, value: Tensor) -> Tensor:
-        return self._law("cdf").cdf(value)
+        return self._of_law("cdf", value)
 
     def icdf(self, value: Tensor) -> Tensor:
-        return self._law("icdf").icdf(value)
+        return self._of_law("icdf", value)
 
     @property
     def tractability(self) -> Tractability:

@@ -160,5 +160,5 @@ class ImportanceSampler(Sampler):
                 f"{pareto_k:.2f} against {threshold:.2f}, effective sample size {ess:.1f}. Draw "
                 "more, lower beta, or use LCB",
                 SamplerWarning,
-                stacklevel=4,
+                stacklevel=5,
             )

@@ -263,7 +263,7 @@ class LCB(Sampler):
                 f"{self.max_proposals} and hold a rejected proposal; they are flagged in "
                 'stats["capped"] and counted in the certificate',
                 SamplerWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
         if self.baseline == "chernoff" and found.excess_score(self.epsilon) > 4.0:
             warnings.warn(
@@ -271,7 +271,7 @@ class LCB(Sampler):
                 f"{self.epsilon:g}: the calibration draws missed the rewards that matter. Raise "
                 "num_calibration, or use residual_log_weights",
                 SamplerWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
 
 

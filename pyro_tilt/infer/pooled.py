@@ -167,6 +167,7 @@ def gave_up(
             kept,
         )
     if moments.hopeless:
+        partial.certificate = _certificate_of_a_run_given_up(partial.certificate)
         return AcceptanceTooLow(
             f"after {moments.count} proposals the mean acceptance probability is "
             f"{moments.acceptance_rate:.1e}, below min_acceptance = {moments.min_acceptance:.1e}. "
@@ -178,6 +179,21 @@ def gave_up(
         f"max_draws = {max_draws} proposals gave {len(partial)} of {sampler.num_samples} draws"
         + (held if kept else ""),
         kept,
+    )
+
+
+def _certificate_of_a_run_given_up(made: Certificate) -> Certificate:
+    """What is left to say: such a run was selected by the weights of its own proposals."""
+    budget = "1 / min_acceptance" if made.law == "exact" else made.budget
+    return Certificate(
+        target=made.target,
+        law="consistent",
+        budget=budget or "num_calibration, with epsilon and min_acceptance to 0,",
+        estimated_total_variation=made.estimated_total_variation,
+        covers=made.covers,
+        excludes="; ".join(
+            filter(None, [made.excludes, "that the run was given up for the weights it had drawn"])
+        ),
     )
 
 

@@ -59,7 +59,8 @@ class ProgramProposal:
     :ivar beta: the common beta of the tilts, 1.0 where they differ, None without any.
     :ivar log_bound: a bound on the log weights, ``inf`` where none is known.
     :ivar unbounded: names of the sites for which none is known.
-    :ivar subsampled: names of the plates of which a pass draws one minibatch for all particles.
+    :ivar minibatches: names of the plates that draw a part of their indices.
+    :ivar subsampled: those of which a pass draws one minibatch for all particles.
     :ivar quadrature: stated error, in a plain run, of each latent ``Tilted`` site that is drawn by
         quadrature.
     :ivar num_rewards: number of rewards that a run evaluates.
@@ -101,6 +102,7 @@ class ProgramProposal:
         self.log_bound = sites.log_bound
         self.unbounded = sites.unbounded
         self.quadrature = sites.quadrature
+        self.minibatches = sites.subsampled
         self.subsampled = sites.subsampled if vectorized else []
         rank = max(sites.rank, guide_rank)
         if max_plate_nesting is not None and max_plate_nesting < rank:

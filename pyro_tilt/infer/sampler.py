@@ -11,7 +11,7 @@ from __future__ import annotations
 import numbers
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -181,9 +181,14 @@ class Sampler(ABC):
                     args=args,
                     kwargs=kwargs,
                 )
-                with run.rows:
-                    result = self._sample(run)
-            yield _exclude_quadrature(result, run.proposal.quadrature)
+                try:
+                    with run.rows:
+                        result = self._sample(run)
+                except SamplingError as error:
+                    if error.partial is not None:
+                        _exclude(error.partial, run.proposal)
+                    raise
+            yield _exclude(result, run.proposal)
 
     def _stream(self) -> int:
         return acceptance_generator().initial_seed()
@@ -199,14 +204,20 @@ class Sampler(ABC):
         )
 
 
-def _exclude_quadrature(result: WeightedSamples, sites: Mapping[str, float]) -> WeightedSamples:
-    """Names the error of sites that are drawn by quadrature, which no sampler here can see."""
-    if sites:
-        words = ", ".join(f"{name!r} ({error:.1e} in a plain run)" for name, error in sites.items())
-        excludes = [result.certificate.excludes, f"the quadrature error of Tilted sites {words}"]
-        result.certificate = replace(
-            result.certificate, excludes="; ".join(text for text in excludes if text)
+def _exclude(result: WeightedSamples, proposal: ProgramProposal) -> WeightedSamples:
+    """Names the errors in the program's own law that no sampler here can see."""
+    words = [result.certificate.excludes]
+    if proposal.quadrature:
+        sites = (f"{k!r} ({error:.1e} in a plain run)" for k, error in proposal.quadrature.items())
+        words.append(f"the quadrature error of Tilted sites {', '.join(sites)}")
+    if proposal.minibatches:
+        plates = ", ".join(repr(name) for name in proposal.minibatches)
+        words.append(
+            f"what the minibatches of {plates} leave out: the target weighs a draw by the "
+            "minibatch drawn with it, not by all of the data"
         )
+    excludes = "; ".join(text for text in words if text)
+    result.certificate = replace(result.certificate, excludes=excludes)
     return result
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The joint tilt of a program by a reward."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -31,9 +31,10 @@ class AlignedProgram:
         if not callable(program):
             raise TypeError(f"align: program must be callable, got {type(program).__name__}")
         if of is not None and not isinstance(of, str):
-            of = list(of)
-            if not of or not all(isinstance(site, str) for site in of):
+            names = list(of) if isinstance(of, Iterable) else []
+            if not names or not all(isinstance(site, str) for site in names):
                 raise TypeError(f"align: of must be a site name or a list of them, got {of!r}")
+            of = names
         self.program = program
         self.reward: Reward = as_reward(reward)
         self.beta = check_beta(beta)

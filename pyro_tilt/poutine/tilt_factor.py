@@ -2,6 +2,7 @@
 """Factor sites that carry a reward, and the rules for its shape."""
 
 import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,7 +66,7 @@ def check_beta(beta: Beta) -> Beta:
         if not bool(beta.isfinite()):
             raise ValueError(f"beta must be finite, got {beta}")
         return beta
-    if isinstance(beta, bool) or not isinstance(beta, (int, float)):
+    if isinstance(beta, bool) or not isinstance(beta, numbers.Real):
         raise TypeError(f"beta must be a number or 0-dim tensor, got {type(beta).__name__}")
     if not math.isfinite(beta):
         raise ValueError(f"beta must be finite, got {beta}")

@@ -54,7 +54,7 @@ class TiltReparam(Reparam):
         if msg["is_observed"]:
             return msg
         # The normaliser is asked for first, so that an unknown one is refused before any work.
-        log_z = log_normalizer(tilted)
+        log_z = log_normalizer(tilted, name=name)
         value = pyro.sample(f"{name}_base", base_of(fn), obs=value, infer={"is_observed": False})
         factor = f"{name}_tilt"
         pyro.factor(factor, log_correction(fn, value, log_z, name=factor))

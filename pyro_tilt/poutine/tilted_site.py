@@ -47,14 +47,20 @@ def samples_exactly(tilted: Tilted) -> bool:
     return tilted.law is not None or tilted.tractability.sampling != "lcb"
 
 
-def log_normalizer(tilted: Tilted) -> Tensor | float:
+def log_normalizer(tilted: Tilted, *, name: str) -> Tensor | float:
     """
     The log normaliser; zero where the user says that it does not vary.
 
+    :param tilted: a Tilted distribution.
+    :param name: the site that an error names.
     :raises NotImplementedError: where it is unknown.
     """
-    constant = tilted.tractability.normalizer == "constant"
-    return 0.0 if constant else tilted.log_normalizer
+    if tilted.tractability.normalizer == "constant":
+        return 0.0
+    try:
+        return tilted.log_normalizer
+    except NotImplementedError as error:
+        raise NotImplementedError(f"site '{name}': {error}") from error
 
 
 def log_correction(fn: Any, value: Tensor, log_z: Tensor | float, *, name: str) -> Tensor:

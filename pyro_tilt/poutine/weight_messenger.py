@@ -71,7 +71,7 @@ class WeightMessenger(Messenger):
         if tilted is not None and not samples_exactly(tilted):
             # A guide is scored by the law it is drawn from, which is then its base.
             if not self.score_latents:
-                self._tilted[name] = fn, log_normalizer(tilted)
+                self._tilted[name] = fn, log_normalizer(tilted, name=name)
                 self.weighted[name] = None
             msg["fn"] = base_of(fn)
 

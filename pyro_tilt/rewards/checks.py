@@ -57,6 +57,7 @@ def _refuse(result: Tensor, name: str) -> None:
             raise ValueError(
                 f"{name}: the reward is {kind} for {count} of {result.numel()} values; "
                 "a reward must be a number or -inf"
+                + (", and a negative beta turns -inf into +inf" if kind == "+inf" else "")
             )
 
 

@@ -10,6 +10,7 @@ import scipy.integrate
 import scipy.special
 import scipy.stats
 import torch
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch.distributions import kl_divergence
 
 from pyro_tilt import rewards
@@ -190,6 +191,15 @@ def test_a_transformed_base_that_was_used_before(base):
     tilted = Tilted(base, rewards.Linear(torch.tensor(-0.5).double()), 1.3)
     kl = -0.65 * tilted.mean - tilted.log_normalizer
     assert kl_divergence(tilted, base).item() == pytest.approx(kl.item(), abs=1e-8)
+
+
+def test_a_base_that_pyro_expanded():
+    inner = dist.Normal(torch.tensor([0.3, -1.0]).double(), 1.5)
+    base = ExpandedDistribution(inner, (3, 2))
+    tilted = Tilted(base, lambda x: 0.5 * x)
+    expected = Tilted(inner, rewards.Linear(torch.tensor(0.5).double())).log_normalizer
+    torch.testing.assert_close(tilted.log_normalizer, expected.expand(3, 2), atol=1e-6, rtol=1e-6)
+    assert tilted.sample((5,)).shape == (5, 3, 2)
 
 
 def test_moments_that_do_not_exist_are_not_numbers():

@@ -302,6 +302,37 @@ def test_kl_to_the_base_is_the_reward_gained_less_log_z():
     assert cross > kl_divergence(tilted, base)
 
 
+def test_kl_without_a_pair_of_torch_has_a_gradient():
+    theta = double([0.4, -0.6]).requires_grad_()
+    base = dist.Gumbel(double(0.5), 1.5)
+    tilted = Tilted(base, rewards.Linear(theta, event_dim=0), 0.5)
+    kl = kl_divergence(tilted, base)
+    torch.testing.assert_close(kl, 0.5 * theta * tilted.mean - tilted.log_normalizer)
+    (gradient,) = torch.autograd.grad(kl.sum(), theta)
+    torch.testing.assert_close(gradient, 0.25 * theta * tilted.variance)
+    wide = tilted.expand([3, 2])
+    torch.testing.assert_close(kl_divergence(wide, wide.base), kl.expand(3, 2))
+    with torch.no_grad():
+        assert not kl_divergence(tilted, base).requires_grad
+    # From any other law of that family it is not known.
+    with pytest.raises(NotImplementedError):
+        kl_divergence(tilted, dist.Gumbel(double(0.0), 1.0))
+
+
+def test_what_a_law_does_not_know_is_named():
+    tilted = Tilted(dist.Normal(double(0.0), 1.0), lambda x: -x.abs())
+    for ask in (tilted.cdf, tilted.icdf):
+        with pytest.raises(NotImplementedError, match=r"Tilted\.i?cdf: QuadratureLaw has none"):
+            ask(double(0.3))
+
+
+def test_a_negative_beta_of_a_constraint_is_explained():
+    positive = rewards.Constraint(lambda x: x > 0)
+    for base in (dist.Normal(0.0, 1.0), dist.Bernoulli(0.5)):
+        with pytest.raises(ValueError, match=r"negative beta turns -inf into \+inf"):
+            Tilted(base, positive, -1.0).sample()
+
+
 def test_a_tilt_of_a_tilt_is_one_tilt():
     base = dist.Normal(double(0.5), 2.0)
     inner = Tilted(base, rewards.Linear(double(1.0)), 0.5)

@@ -248,10 +248,11 @@ def test_a_capped_run_cut_short_bounds_nothing():
 def test_proposals_without_any_weight_have_evidence_zero():
     case = two_categoricals()
     rare = rewards.Constraint(lambda value: value[0] > 5)
-    with pytest.warns(SamplerWarning, match="max_proposals"):
+    with pytest.warns(SamplerWarning, match="max_proposals") as caught:
         result = LCB(
             case.program, reward=rare, baseline=0.0, max_proposals=1, num_samples=3, seed=0
         ).run()
+    assert [warning.filename for warning in caught] == [__file__]
     assert result.log_normalizer == -math.inf
     assert result.certificate.total_variation == 1.0
 

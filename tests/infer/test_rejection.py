@@ -88,6 +88,9 @@ def test_too_low_acceptance_stops_with_what_it_has():
     assert partial.cost.base_draws < 100_000
     exact = math.log(1 / math.sqrt(3))
     assert float(partial.log_normalizer) == pytest.approx(exact, abs=0.1)
+    # Unlike a run cut at a number of proposals, one given up was selected by its weights.
+    assert partial.certificate.law == "consistent"
+    assert "given up" in partial.certificate.excludes
     case = two_categoricals()
     with pytest.raises(AcceptanceTooLow, match="partial") as caught:
         Rejection(case.aligned(), num_samples=500, max_draws=400, seed=0).run()
@@ -220,3 +223,14 @@ def test_each_draw_of_the_loop_takes_its_own_minibatch():
     counts = torch.bincount(state, minlength=4)
     statistic = float(((counts - 1500 * law).square() / (1500 * law)).sum())
     assert stats.chi2.sf(statistic, 3) > 1e-5
+
+
+def test_unseeded_runs_accept_anew_and_draw_the_programs_own_stream():
+    coin = rewards.Bounded(lambda x: torch.full_like(x, math.log(0.5)), low=-1.0, high=0.0)
+    pyro.set_rng_seed(4)
+    runs = [Rejection(_normal, reward=coin, num_samples=60).run() for _ in range(2)]
+    assert not torch.equal(runs[0].stats["proposals"], runs[1].stats["proposals"])
+    pyro.set_rng_seed(4)
+    result = Rejection(_normal, num_samples=60).run()
+    pyro.set_rng_seed(4)
+    assert torch.equal(result.samples["x"], torch.randn(60))

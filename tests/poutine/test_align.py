@@ -2,6 +2,7 @@
 import math
 import pickle
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -182,11 +183,17 @@ def test_bad_beta_is_refused_at_once(beta, error):
         align(pair, square, beta)
 
 
+def test_beta_may_be_a_number_of_numpy():
+    beta = align(pair, square, np.float32(0.5)).beta
+    assert beta == 0.5 and type(beta) is float
+
+
 def test_other_bad_arguments_are_refused_at_once():
     with pytest.raises(TypeError, match="program"):
         align(3, square)
-    with pytest.raises(TypeError, match="of"):
-        align(pair, square, of=[])
+    for bad in ([], 3, ["z", 3]):
+        with pytest.raises(TypeError, match="of must be"):
+            align(pair, square, of=bad)
     with pytest.raises(TypeError):
         align(pair, 3)
 

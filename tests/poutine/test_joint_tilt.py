@@ -163,7 +163,7 @@ def test_reparam_refuses_an_unknown_normaliser_before_sampling():
     def program():
         return pyro.sample("x", unknown(torch.zeros(2)))
 
-    with poutine.trace() as tracer, pytest.raises(NotImplementedError, match="log_normalizer"):
+    with poutine.trace() as tracer, pytest.raises(NotImplementedError, match="'x'.*log_norm"):
         poutine.reparam(program, config={"x": TiltReparam()})()
     assert not tracer.trace.nodes
 
@@ -223,6 +223,6 @@ def test_a_tilted_site_without_law_or_normaliser_is_refused_at_construction():
     def program():
         return pyro.sample("x", unknown(torch.zeros(2)))
 
-    with pytest.raises(NotImplementedError, match="log Z"):
+    with pytest.raises(NotImplementedError, match="site 'x'.*log Z"):
         ProgramProposal(program)
     assert ProgramProposal(joint_tilt(program)).draw(3).samples["x"].shape == (3, 2)

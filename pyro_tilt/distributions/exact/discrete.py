@@ -44,19 +44,22 @@ def _shifted_logits(base: Any, theta: Tensor) -> tuple[Tensor, Tensor]:
 
     A probability given as exactly 0 or 1 has a finite, clamped logit in torch; it must not move.
     """
-    logits, never, always = base.logits, None, None
-    if _given_as_probs(base):
-        never, always = base.probs == 0, base.probs == 1
-        theta, free = torch.where(never | always, 0.0, theta), theta
-    log_z = softplus(logits + theta) - softplus(logits)
-    if always is not None:
-        log_z = log_z + torch.where(always, free, 0.0)
-    return logits + theta, log_z
+    logits = base.logits
+    never, always = is_clamped(base) & (base.probs == 0), is_clamped(base) & (base.probs == 1)
+    fixed = torch.where(never | always, 0.0, theta)
+    log_z = softplus(logits + fixed) - softplus(logits) + torch.where(always, theta, 0.0)
+    return logits + fixed, log_z
 
 
-def _given_as_probs(base: Any) -> bool:
-    """Whether probabilities, not logits, parametrise the law: then a zero is a true zero."""
-    return base.__dict__.get("probs") is base._param
+def is_clamped(base: Any) -> Tensor:
+    """
+    Where a probability of 0 or 1 was given as such, so that it is a true one.
+
+    torch clamps its logit to that of the resolution of the dtype; a logit that was given, and whose
+    probability rounds to 0 or 1, lies further out.
+    """
+    logits = base.logits
+    return logits.abs() <= 0.1 - math.log(torch.finfo(logits.dtype).eps)
 
 
 @register_tilt(td.Categorical, Linear)
@@ -99,10 +102,8 @@ def multinomial_linear(base: Any, reward: Linear) -> ExactTilt | None:
 def true_logits(base: Any) -> Tensor:
     """Logits in which a probability given as exactly zero is ``-inf``, where torch clamps it."""
     categorical = getattr(base, "_categorical", base)
-    logits = categorical.logits
-    if _given_as_probs(categorical):
-        logits = torch.where(categorical.probs == 0, -math.inf, logits)
-    return logits
+    never = is_clamped(categorical) & (categorical.probs == 0)
+    return torch.where(never, -math.inf, categorical.logits)
 
 
 def _log_z(moved: Tensor, logits: Tensor) -> Tensor:

@@ -163,6 +163,31 @@ def test_impossible_categories_stay_impossible():
     assert (certain.law.sample((1000,)) == torch.tensor([0.0, 1.0])).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_impossible_stays_so_after_use_and_expansion(dtype):
+    # Once its logits were asked for, torch's expansion is parametrised by the clamped ones.
+    base = dist.Categorical(torch.tensor([0.5, 0.5, 0.0], dtype=dtype))
+    certain = dist.Bernoulli(torch.tensor(1.0, dtype=dtype))
+    base.log_prob(torch.tensor(0)), certain.log_prob(torch.tensor(1.0, dtype=dtype))
+    theta = torch.tensor([1.0, 30.0], dtype=dtype)
+    law = find_tilt(base.expand([2]), Linear(theta, 0)).law
+    assert (law.probs[:, 2] == 0).all()
+    found = find_tilt(certain.expand([2]), Linear(-theta, 0))
+    torch.testing.assert_close(found.log_normalizer, -theta)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_improbable_is_not_impossible(dtype):
+    # Probabilities that round to 0 or 1, from logits, can be tilted back.
+    base = dist.Categorical(logits=torch.tensor([0.0, -800.0], dtype=dtype))
+    found = find_tilt(base, Linear(torch.tensor(801.0, dtype=dtype)))
+    torch.testing.assert_close(found.law.probs[1].item(), torch.sigmoid(torch.tensor(1.0)).item())
+    sure = dist.Bernoulli(logits=torch.tensor(-math.log(torch.finfo(dtype).eps) + 1, dtype=dtype))
+    assert sure.probs == 1
+    law = find_tilt(sure, Linear(-sure.logits)).law
+    torch.testing.assert_close(law.probs, torch.tensor(0.5, dtype=dtype))
+
+
 def test_value_checks_follow_the_base():
     base = dist.HalfNormal(torch.tensor(1.0), validate_args=False)
     law = find_tilt(base, Linear(1.0, 0)).law
