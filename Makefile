@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # Every target sets itself up: the virtual environment is made once and remade when the pins change.
 PYTHON ?= python3
 VENV := .venv
