@@ -97,7 +97,7 @@ class SamplerTestCase:
         # Few draws a run: what is biased by the stopping of a stream is so by 1/N.
         case = two_categoricals(observed=observed)
         ratios = []
-        for seed in range(400):
+        for seed in range(300):
             result = self.make(case.aligned(), num_samples=3, seed=seed).run()
             ratios.append(math.exp(float(result.log_normalizer) - case.log_normalizer))
         score = (np.mean(ratios) - 1.0) / (np.std(ratios, ddof=1) / math.sqrt(len(ratios)))

@@ -39,7 +39,7 @@ class TestLCB(SamplerTestCase):
 
 class TestLCBWithBudget(SamplerTestCase):
     sampler = LCB
-    options = {"baseline": "budget", "budget": 1.3}
+    options = {"baseline": "budget", "budget": 1.3, "num_calibration": 1000}
 
     def law(self, case, result):
         return clipped(case, result)[0]
@@ -47,7 +47,7 @@ class TestLCBWithBudget(SamplerTestCase):
 
 class TestLCBWithExchangeRate(SamplerTestCase):
     sampler = LCB
-    options = {"baseline": "exchange", "exchange_rate": 3.0}
+    options = {"baseline": "exchange", "exchange_rate": 3.0, "num_calibration": 1000}
 
     def law(self, case, result):
         return clipped(case, result)[0]

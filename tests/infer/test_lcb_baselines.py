@@ -123,7 +123,7 @@ def test_more_calibration_reaches_the_target_without_warning():
 
 
 def test_untrusted_baseline_is_the_largest_weight_seen():
-    sampler = LCB(conjugate_gaussian().aligned(), epsilon=0.3)
+    sampler = LCB(conjugate_gaussian().aligned(), epsilon=0.9)
     generator = torch.Generator().manual_seed(0)
     log_weights = 6.0 * torch.randn(200, generator=generator, dtype=torch.float64)
     with pytest.warns(SamplerWarning, match="largest log weight"):
