@@ -23,22 +23,26 @@ class Row:
 
 
 def paired_ratio(
-    ours: Callable[[], object], theirs: Callable[[], object], *, rounds: int, block: int = 10
+    ours: Callable[[], object],
+    theirs: Callable[[], object],
+    *,
+    rounds: int,
+    blocks: tuple[int, int] = (10, 10),
 ) -> tuple[float, float, float]:
     """Median of the paired ratios of CPU time ours / theirs, and the two median times of a call.
 
-    Each side runs ``block`` times in a row before the other, so that each finds its own caches
+    Each side runs its ``blocks`` times in a row before the other, so that each finds its own caches
     warm, as in a loop of a user's.
     """
 
-    def clock(call: Callable[[], object]) -> float:
+    def clock(call: Callable[[], object], block: int) -> float:
         start = time.process_time()
         for _ in range(block):
             call()
         return (time.process_time() - start) / block
 
-    clock(ours), clock(theirs)
-    pairs = [(clock(ours), clock(theirs)) for _ in range(rounds)]
+    clock(ours, blocks[0]), clock(theirs, blocks[1])
+    pairs = [(clock(ours, blocks[0]), clock(theirs, blocks[1])) for _ in range(rounds)]
     ratio = statistics.median(first / second for first, second in pairs)
     return ratio, statistics.median(p[0] for p in pairs), statistics.median(p[1] for p in pairs)
 
