@@ -12,6 +12,7 @@ BELOW = {
     "ops": set(),
     "distributions": {"rewards", "ops"},
     "poutine": {"distributions", "rewards", "ops"},
+    "diffusion": {"poutine", "distributions", "rewards", "ops"},
     "infer": {"poutine", "distributions", "rewards", "ops"},
     "diagnostics": {"infer", "poutine", "distributions", "rewards", "ops"},
     "testing": {"infer", "poutine", "distributions", "rewards", "ops"},
