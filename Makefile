@@ -17,7 +17,7 @@ help:
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,test,bench]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,language,test]'
 	touch $(STAMP)
 
 install: $(STAMP) ## make the virtual environment
@@ -45,7 +45,9 @@ format: $(STAMP) ## format in place
 types: $(STAMP) ## mypy
 	$(BIN)/mypy
 
-bench: $(STAMP) ## benchmarks, written to benchmarks/RESULTS.md
+bench: $(STAMP) ## benchmarks beside their peers, written to benchmarks/RESULTS.md
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps particles
 	$(BIN)/python -m benchmarks
 
 tutorials: $(STAMP) ## rebuild the executed notebooks from the scripts
