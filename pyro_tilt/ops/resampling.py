@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Resampling schemes: ancestors drawn in proportion to weights.
 
-Every scheme is unbiased: item i is chosen ``num * w_i`` times on average.
-Points are located in a float64 cumulative sum over the items of positive
-weight, so an item of weight zero is never chosen and no index leaves the
-range, whatever the rounding.
+Every scheme is unbiased: item i is chosen ``num * w_i`` times on average. Points are located in a
+float64 cumulative sum; an item of weight zero is never chosen and no index leaves the range,
+whatever the rounding.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from torch import Tensor
 from .importance import as_double
 
 __all__ = ["multinomial", "residual", "stratified", "systematic"]
+
+# More than the rounding of one product, far less than the distance of two points.
+_BEYOND = 1.0 + 2.0**-50
 
 
 def systematic(log_weights: Tensor, num: int, generator: torch.Generator | None = None) -> Tensor:
@@ -32,8 +35,7 @@ def systematic(log_weights: Tensor, num: int, generator: torch.Generator | None 
     >>> systematic(torch.tensor([0.0, -torch.inf, 0.0]), 4).tolist()
     [0, 0, 2, 2]
     """
-    items, sums = _cumulative(log_weights)
-    return _pick(items, sums, num, _uniforms(1, sums, generator).expand(num))
+    return by_weight["systematic"](_weights(log_weights), num, generator)
 
 
 def stratified(log_weights: Tensor, num: int, generator: torch.Generator | None = None) -> Tensor:
@@ -49,8 +51,7 @@ def stratified(log_weights: Tensor, num: int, generator: torch.Generator | None 
     >>> stratified(torch.tensor([0.0, -torch.inf, 0.0]), 4).tolist()
     [0, 0, 2, 2]
     """
-    items, sums = _cumulative(log_weights)
-    return _pick(items, sums, num, _uniforms(num, sums, generator))
+    return by_weight["stratified"](_weights(log_weights), num, generator)
 
 
 def multinomial(log_weights: Tensor, num: int, generator: torch.Generator | None = None) -> Tensor:
@@ -66,8 +67,7 @@ def multinomial(log_weights: Tensor, num: int, generator: torch.Generator | None
     >>> multinomial(torch.tensor([-torch.inf, 0.0]), 3).tolist()
     [1, 1, 1]
     """
-    items, sums = _cumulative(log_weights)
-    return _search(items, sums, _uniforms(num, sums, generator))
+    return by_weight["multinomial"](_weights(log_weights), num, generator)
 
 
 def residual(log_weights: Tensor, num: int, generator: torch.Generator | None = None) -> Tensor:
@@ -83,18 +83,11 @@ def residual(log_weights: Tensor, num: int, generator: torch.Generator | None = 
     >>> residual(torch.tensor([0.0, -torch.inf, 0.0]), 4).tolist()
     [0, 0, 2, 2]
     """
-    _check(log_weights)
-    expected = num * torch.softmax(as_double(log_weights), -1)
-    copies = expected.floor()
-    certain = torch.arange(len(copies), device=copies.device).repeat_interleave(copies.long())
-    remaining = num - len(certain)
-    if remaining == 0:
-        return certain
-    rest = multinomial((expected - copies).log(), remaining, generator=generator)
-    return torch.cat([certain, rest])
+    return by_weight["residual"](_weights(log_weights), num, generator)
 
 
-def _check(log_weights: Tensor) -> None:
+def _weights(log_weights: Tensor) -> Tensor:
+    """The weights relative to the largest one."""
     if log_weights.dim() != 1:
         raise ValueError(f"log_weights must have shape (N,), got {tuple(log_weights.shape)}")
     top = float(log_weights.max()) if len(log_weights) else -math.inf
@@ -102,35 +95,71 @@ def _check(log_weights: Tensor) -> None:
         raise ValueError("log_weights hold a nan or +inf")
     if top == -math.inf:
         raise ValueError(f"all {len(log_weights)} weights are zero: there is nothing to resample")
+    return (as_double(log_weights) - top).exp_()
 
 
-def _cumulative(log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Items of positive weight, and the cumulative sum of their weights, ending near 1."""
-    _check(log_weights)
-    weights = torch.softmax(as_double(log_weights), -1)
+def _systematic(weights: Tensor, num: int, generator: torch.Generator | None) -> Tensor:
+    uniform = _uniforms(1, weights, generator)
+    items, scaled = _scaled(weights, num)
+    return _slots(items, scaled.sub_(uniform).ceil_().long(), num)
+
+
+def _stratified(weights: Tensor, num: int, generator: torch.Generator | None) -> Tensor:
+    uniforms = _uniforms(num, weights, generator)
+    items, scaled = _scaled(weights, num)
+    if num == 0:
+        return torch.zeros(0, dtype=torch.int64, device=weights.device)
+    stratum = scaled.long().clamp_(max=num - 1)
+    return _slots(items, stratum + (uniforms[stratum] < scaled - stratum), num)
+
+
+def _multinomial(weights: Tensor, num: int, generator: torch.Generator | None) -> Tensor:
     items = weights.nonzero().squeeze(-1)
-    return items, weights[items].cumsum(0)
-
-
-def _search(items: Tensor, sums: Tensor, points: Tensor) -> Tensor:
-    found = torch.searchsorted(sums, points * sums[-1], right=True)
+    sums = weights[items].cumsum(0)
+    points = _uniforms(num, weights, generator) * sums[-1]
+    found = torch.searchsorted(sums, points, right=True)
     return items[found.clamp_(max=len(items) - 1)]
 
 
-def _pick(items: Tensor, sums: Tensor, num: int, uniforms: Tensor) -> Tensor:
-    """
-    Items at the points ``(k + uniforms[k]) / num``.
+def _residual(weights: Tensor, num: int, generator: torch.Generator | None) -> Tensor:
+    expected = weights * (num / weights.sum())
+    copies = expected.floor()
+    certain = torch.arange(len(copies), device=copies.device).repeat_interleave(copies.long())
+    remaining = num - len(certain)
+    if remaining <= 0:
+        return certain[:num]
+    return torch.cat([certain, _multinomial(expected - copies, remaining, generator)])
 
-    One point lies in each stratum, so those below a sum are counted at once, without a search.
+
+by_weight: dict[str, Callable[[Tensor, int, torch.Generator | None], Tensor]] = {
+    "systematic": _systematic,
+    "stratified": _stratified,
+    "multinomial": _multinomial,
+    "residual": _residual,
+}
+"""The schemes as functions of float64 weights, some positive, none nan, of any sum."""
+
+
+def _scaled(weights: Tensor, num: int) -> tuple[Tensor | None, Tensor]:
     """
-    if num == 0:
-        return items[:0]
-    scaled = sums * (num / sums[-1])
-    stratum = scaled.long().clamp_(max=num - 1)
-    below = stratum + (uniforms[stratum] < scaled - stratum)
-    below[-1] = num
-    copies = below.diff(prepend=below.new_zeros(1))
-    return items.repeat_interleave(copies, output_size=num)
+    The cumulative sum as a number of points, ending just beyond ``num``.
+
+    Sums that run in parallel need not be equal over a weight of zero; there these are left out.
+    """
+    items = None if weights.is_cpu else weights.nonzero().squeeze(-1)
+    sums = (weights if items is None else weights[items]).cumsum(0)
+    return items, sums.mul_(num * _BEYOND / sums[-1])
+
+
+def _slots(items: Tensor | None, below: Tensor, num: int) -> Tensor:
+    """
+    The item at each of ``num`` points, from how many points lie below each sum.
+
+    The item of point k is the number of sums with at most k points below them, so that counting
+    takes the place of a search.
+    """
+    found = torch.bincount(below.clamp_(0, num), minlength=num + 1)[:num].cumsum(0)
+    return found if items is None else items[found]
 
 
 def _uniforms(num: int, like: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -70,9 +70,7 @@ class OnlineSMC:
         max_plate_nesting: int = 0,
     ) -> None:
         if resampling not in SCHEMES:
-            raise ValueError(
-                f"resampling must be one of {', '.join(sorted(SCHEMES))}; got {resampling!r}"
-            )
+            raise ValueError(f"resampling must be one of {', '.join(SCHEMES)}; got {resampling!r}")
         if not 0.0 <= ess_threshold <= 1.0:
             raise ValueError(f"ess_threshold must lie in [0, 1], got {ess_threshold}")
         if num_particles < 1:

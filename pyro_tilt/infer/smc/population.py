@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,19 +12,11 @@ from torch import Tensor
 
 from pyro_tilt.infer.errors import ZeroWeights
 from pyro_tilt.infer.smc.errors import TwistError
-from pyro_tilt.ops import multinomial, residual, stratified, systematic
 from pyro_tilt.ops.importance import as_double
+from pyro_tilt.ops.resampling import by_weight
 from pyro_tilt.rewards import log_tilt
 
-SCHEMES: dict[str, Callable[..., Tensor]] = {
-    "systematic": systematic,
-    "stratified": stratified,
-    "multinomial": multinomial,
-    "residual": residual,
-}
-
-# Up to here a search is faster than counting the points below each sum.
-_SEARCH = 2048
+SCHEMES = tuple(sorted(by_weight))
 
 
 class Population:
@@ -41,7 +33,7 @@ class Population:
     resample that looks at the past alone (Del Moral, Doucet and Jasra 2012, arXiv 1203.0464).
 
     :param size: number of particles.
-    :param scheme: resampling scheme, a key of ``SCHEMES``.
+    :param scheme: resampling scheme, one of ``SCHEMES``.
     :param threshold: resample below this share of ``size``; 1 always, 0 never.
     :param generator: of the resampling, apart from the program's random numbers.
     :param schedule: whether to resample at each step, in place of the threshold.
@@ -57,7 +49,7 @@ class Population:
         schedule: Sequence[bool] | None = None,
     ) -> None:
         self.size = size
-        self.scheme = SCHEMES[scheme]
+        self.scheme = scheme
         self.threshold = threshold * size
         self.always = threshold >= 1.0
         self.generator = generator
@@ -111,7 +103,7 @@ class Population:
         if not self._due(ess):
             self._note(ess, log_normalizer, None)
             return None
-        index = self._ancestors(log_weights, weights)
+        index = by_weight[self.scheme](weights, self.size, self.generator)
         self._note(ess, log_normalizer, index)
         self.log_z = log_normalizer
         # Nobody of weight zero is chosen, so that no twist of -inf is left.
@@ -176,7 +168,7 @@ class Population:
         :param log_weights: the final log weights.
         :returns: a 0-dim tensor, or None where the scheme tells no error.
         """
-        if self.resamplings and self.scheme is not multinomial:
+        if self.resamplings and self.scheme != "multinomial":
             return None
         if self.size < 2 or not bool((log_weights > -math.inf).any()):
             return None
@@ -231,24 +223,6 @@ class Population:
         for beta, value in self.rewards.items():
             if value.dim():
                 self.rewards[beta] = value.index_select(0, index.to(value.device))
-
-    def _ancestors(self, log_weights: Tensor, weights: Tensor) -> Tensor:
-        """The scheme's ancestors; for few particles and one point per stratum by plain search."""
-        if self.size > _SEARCH or self.scheme not in (systematic, stratified):
-            return self.scheme(log_weights, self.size, generator=self.generator)
-        sums = weights.cumsum(0)
-        count = 1 if self.scheme is systematic else self.size
-        uniforms = torch.rand(count, dtype=torch.float64, generator=self.generator)
-        points = torch.arange(self.size, dtype=torch.float64).add_(uniforms)
-        # Short of the last sum by a rounding error, so that no point lies beyond it and an item
-        # of weight zero, whose sum is that of the item before, is never found.
-        points = points.to(sums) * (sums[-1] * ((1.0 - 2.0**-50) / self.size))
-        return torch.searchsorted(sums, points, right=True).clamp_(max=self.size - 1)
-
-    def _distinct(self, index: Tensor) -> Tensor:
-        if self.scheme in (systematic, stratified):
-            return index.diff().count_nonzero() + 1
-        return torch.bincount(index).count_nonzero()
 
     def _note(self, ess: float, log_normalizer: float, index: Tensor | None) -> None:
         self.ess.append(ess)

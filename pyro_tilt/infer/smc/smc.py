@@ -129,9 +129,7 @@ class SMC(Sampler):
             num_particles = DEFAULT_NUM_PARTICLES
         super().__init__(program, num_particles=num_particles, num_samples=num_samples, **options)
         if resampling not in SCHEMES:
-            raise ValueError(
-                f"resampling must be one of {', '.join(sorted(SCHEMES))}; got {resampling!r}"
-            )
+            raise ValueError(f"resampling must be one of {', '.join(SCHEMES)}; got {resampling!r}")
         if not 0.0 <= ess_threshold <= 1.0:
             raise ValueError(f"ess_threshold must lie in [0, 1], got {ess_threshold}")
         if twist is not None and not callable(twist):
