@@ -11,9 +11,11 @@ from torch import Tensor
 
 from pyro_tilt.infer.best_of_n import refuse_beta, refuse_factors, warn_of_excluded
 from pyro_tilt.infer.certificate import Certificate
+from pyro_tilt.infer.cost import Cost
 from pyro_tilt.infer.sampler import Run, check_count
 from pyro_tilt.infer.selection.engine import StepSelector
-from pyro_tilt.infer.selection.messenger import Choose, Value
+from pyro_tilt.infer.selection.groups import Choose, Selected
+from pyro_tilt.infer.selection.messenger import Value
 from pyro_tilt.infer.weighted_samples import WeightedSamples
 
 __all__ = ["BlockBestOfN"]
@@ -37,9 +39,12 @@ class BlockBestOfN(StepSelector):
         per particle, of which only the order counts; None takes the twists that the program states.
     :param int n: copies of a block.
     :param int block: steps in a block; the last one may be shorter.
+    :param bool check_lineage: look for variables that do not move with their particle, as in
+        :class:`~pyro_tilt.infer.SMC`.
     :raises TypeError: for a beta.
-    :raises ValueError: for a program with observations or factors, without a scan or a value, for
-        a value that is NaN, ``+inf`` or of a wrong shape.
+    :raises ValueError: for a program with observations or factors, without a scan or a value.
+    :raises TwistError: for a value that is NaN, ``+inf`` or of a wrong shape.
+    :raises StepError: if the program raises at a step; what was kept before is attached.
     :raises ZeroWeights: if every draw has reward -inf; the draws are attached to the error.
 
     Example::
@@ -80,29 +85,35 @@ class BlockBestOfN(StepSelector):
 
         return choose
 
+    @property
+    def _target(self) -> str:
+        return f"largest reward by blocks (n={self.n}, {self.steps} steps)"
+
     def _sample(self, run: Run) -> WeightedSamples:
         refuse_factors(type(self).__name__, run.proposal)
-        selected = self._select(run)
-        assert selected.reward is not None
+        return super()._sample(run)
+
+    def _result(self, run: Run, selected: Selected, cost: Cost, target: str) -> WeightedSamples:
         zeros = torch.zeros_like(selected.log_evidence)
-        result = WeightedSamples(
+        return WeightedSamples(
             kind="iid",
-            samples=selected.samples,
+            samples=selected.values,
             log_weights=zeros,
             log_normalizer=zeros.new_tensor(0.0),
             log_normalizer_error=zeros.new_tensor(0.0),
             certificate=Certificate(
-                target=f"largest reward by blocks (n={self.n}, {self.steps} steps)",
+                target=target,
                 law="search",
                 covers="independent draws; of equal values the first drawn",
             ),
-            cost=self._cost(run, selected),
-            stats={"reward": selected.reward},
+            cost=cost,
+            stats={} if selected.reward is None else {"reward": selected.reward},
             info={"n": float(self.n)},
             sampler=type(self).__name__,
             program=self.program,
             args=run.args,
             kwargs=run.kwargs,
         )
+
+    def _warn(self, result: WeightedSamples) -> None:
         warn_of_excluded(result, f"all {self.n} copies of the last block")
-        return result

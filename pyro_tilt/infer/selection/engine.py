@@ -4,39 +4,24 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import pyro
 import torch
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
-from torch import Tensor
 
 from pyro_tilt.infer.cost import Cost
+from pyro_tilt.infer.errors import SamplingError
 from pyro_tilt.infer.pooled import refuse_shared_minibatches
 from pyro_tilt.infer.program_sites import Site
 from pyro_tilt.infer.proposal import RULES, ProgramProposal
 from pyro_tilt.infer.sampler import Run, Sampler
-from pyro_tilt.infer.selection.messenger import Choose, SelectionMessenger, Value
-from pyro_tilt.poutine.particle_plate import ParticlePlate
-
-
-@dataclass
-class Selected:
-    """
-    What was kept, one row per draw.
-
-    :ivar samples: sites outside steps and those of the last step.
-    :ivar reward: the reward, or the log tilt where several betas occur; None without any tilt.
-    :ivar log_evidence: log of an unbiased estimate of the evidence, from the draw's own pieces.
-    :ivar value_calls: rows that values were evaluated at.
-    """
-
-    samples: dict[str, Tensor]
-    reward: Tensor | None
-    log_evidence: Tensor
-    value_calls: int
+from pyro_tilt.infer.selection.groups import Choose, Selected
+from pyro_tilt.infer.selection.messenger import SelectionMessenger, Value
+from pyro_tilt.infer.smc.lineage import check_lineage as preflight
+from pyro_tilt.infer.weighted_samples import WeightedSamples
 
 
 class StepSelector(Sampler):
@@ -48,6 +33,7 @@ class StepSelector(Sampler):
     :param steps: steps in a piece.
     :param value: log value of a carry and the element of ``xs`` of its step; None takes the
         program's twists.
+    :param check_lineage: as in :class:`~pyro_tilt.infer.SMC`.
     """
 
     def __init__(
@@ -57,6 +43,7 @@ class StepSelector(Sampler):
         width: int,
         steps: int,
         value: Value | None,
+        check_lineage: bool | None = None,
         **options: Any,
     ) -> None:
         super().__init__(program, **options)
@@ -75,100 +62,122 @@ class StepSelector(Sampler):
         self.width = width
         self.steps = steps
         self.value = value
+        self.check_lineage = check_lineage
+        self._scan = _FindScan()
+
+    @property
+    @abstractmethod
+    def _target(self) -> str:
+        """The law that the draws are after, in words."""
 
     @abstractmethod
     def _choose(self, run: Run) -> Choose:
         """The rule of choice, with its own random stream."""
 
-    def _select(self, run: Run) -> Selected:
+    @abstractmethod
+    def _result(self, run: Run, selected: Selected, cost: Cost, target: str) -> WeightedSamples:
+        """The result of what was kept, unchecked; of an unfinished run as well."""
+
+    @abstractmethod
+    def _warn(self, result: WeightedSamples) -> None:
+        """Warns of, or raises for, draws that are worth nothing."""
+
+    def _sample(self, run: Run) -> WeightedSamples:
         refuse_shared_minibatches(run)
         choose = self._choose(run)
         parts: list[Selected] = []
-        filled = 0
-        with run.bar(self.num_samples) as bar:
+        calls = filled = 0
+        with run.bar(self.num_samples * self._scan.num_steps) as bar:
             while filled < self.num_samples:
                 count = min(self.num_samples - filled, self.max_batch // self.width)
-                parts.append(self._pass(run.proposal, count, choose))
+                options = (self.steps, choose, self.value, self._scan.num_steps, bar.update)
+                messenger = SelectionMessenger(run.proposal, count, self.width, *options)
+                try:
+                    parts.append(_placed(messenger.run(), run.proposal))
+                except Exception as error:
+                    error.add_note(RULES)
+                    if isinstance(error, SamplingError):
+                        self._keep(error, run, parts, messenger, calls)
+                    raise
                 filled += count
-                bar.update(count)
-        rewards = [part.reward for part in parts if part.reward is not None]
-        return Selected(
-            samples={
-                name: torch.cat([part.samples[name] for part in parts]) for name in parts[0].samples
-            },
-            reward=torch.cat(rewards) if rewards else None,
-            log_evidence=torch.cat([part.log_evidence for part in parts]),
-            value_calls=sum(part.value_calls for part in parts),
-        )
+                calls += messenger.value_calls
+        cost = self._cost(run, filled, calls)
+        result = self._result(run, _joined(parts), cost, self._target)
+        self._warn(result)
+        return result
 
-    def _pass(self, proposal: ProgramProposal, count: int, choose: Choose) -> Selected:
-        size, dim = count * self.width, -1 - proposal.max_plate_nesting
-        messenger = SelectionMessenger(size, dim, self.width, self.steps, choose, self.value)
-        with torch.no_grad(), pyro.validation_enabled(False):
-            try:
-                with messenger, ParticlePlate(size, dim):
-                    proposal.program(*proposal.args, **proposal.kwargs)
-                keep = messenger.finish()
-                values = messenger.survivors(keep)
-                samples = _placed(values, proposal._sites.recorded, count)
-            except (RuntimeError, ValueError, IndexError) as error:
-                error.add_note(RULES)
-                raise
-        reward = messenger.reward if len(messenger.betas) == 1 else messenger.tilted
-        log_evidence = messenger.log_evidence
-        assert log_evidence is not None
-        return Selected(
-            samples=samples,
-            reward=None if reward is None else reward.expand(size)[keep],
-            log_evidence=log_evidence,
-            value_calls=messenger.value_calls,
-        )
+    def _keep(
+        self,
+        error: SamplingError,
+        run: Run,
+        parts: Sequence[Selected],
+        messenger: SelectionMessenger,
+        calls: int,
+    ) -> None:
+        """Attaches the whole draws before an error or, where there are none, the last choice."""
+        whole, choice = sum(len(part) for part in parts), messenger.selected
+        cost = self._cost(run, whole + len(messenger.groups), calls + messenger.value_calls)
+        if parts:
+            error.partial = self._result(run, _joined(parts), cost, self._target)
+            error.add_note(f"the {whole} draws that were whole before are in .partial")
+        elif choice is not None:
+            target = f"{self._target}, as far as {messenger.chosen_at}"
+            error.partial = self._result(run, _placed(choice, run.proposal), cost, target)
+            error.add_note(f"what was chosen at {messenger.chosen_at} is in .partial")
 
-    def _cost(self, run: Run, selected: Selected) -> Cost:
-        cost = run.cost(self.num_samples * self.width)
-        return replace(cost, value_calls=selected.value_calls)
+    def _cost(self, run: Run, draws: int, value_calls: int) -> Cost:
+        return replace(run.cost(draws * self.width), value_calls=value_calls)
 
     def _proposal(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ProgramProposal:
-        with _FindScan() as found:
+        self._scan.num_steps = 0
+        with self._scan:
             proposal = super()._proposal(args, kwargs)
-        if found.name is None:
+        if not self._scan.num_steps:
             raise ValueError(
-                f"{type(self).__name__}: the program has no scan; declare its steps by "
+                f"{type(self).__name__}: the program has no scan with steps; declare its steps by "
                 "pyro_tilt.scan(name, step, init, xs), or use BestOfN for programs without steps"
             )
+        if is_validation_enabled() if self.check_lineage is None else self.check_lineage:
+            preflight(self.program, args, kwargs, max_plate_nesting=proposal.max_plate_nesting)
         return proposal
 
 
 class _FindScan(Messenger):
-    """Notes the name of a scan."""
+    """Notes the number of steps of the first scan of a program."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.name: str | None = None
+    num_steps = 0
 
     def _pyro_tilt_scan(self, msg: Any) -> None:
-        self.name = msg["name"]
+        step, carry, xs = msg["args"]
+        items = list(xs)
+        msg["args"] = step, carry, items
+        self.num_steps = self.num_steps or len(items)
 
 
-def _placed(
-    values: Mapping[str, Tensor], recorded: Mapping[str, Site], count: int
-) -> dict[str, Tensor]:
-    """Values with the draws in front and the singletons of other plates dropped."""
-    placed = {}
-    for name, value in values.items():
+def _joined(parts: Sequence[Selected]) -> Selected:
+    rewards = [part.reward for part in parts if part.reward is not None]
+    return Selected(
+        values={name: torch.cat([part.values[name] for part in parts]) for name in parts[0].values},
+        reward=torch.cat(rewards) if rewards else None,
+        log_evidence=torch.cat([part.log_evidence for part in parts]),
+    )
+
+
+def _placed(selected: Selected, proposal: ProgramProposal) -> Selected:
+    """The same with the singletons of other plates dropped from the values."""
+    recorded: Mapping[str, Site] = proposal._sites.recorded
+    count, placed = len(selected), {}
+    for name, value in selected.values.items():
         if name not in recorded:
             raise ValueError(
                 f"site '{name}' occurs in one run of the program and not in another; give every "
                 "run the same sites"
             )
         shape = (count, *recorded[name].shape)
-        if value.shape[:1] == (count,) and value.numel() == torch.Size(shape).numel():
-            placed[name] = value.reshape(shape)
-        elif value.shape == recorded[name].shape:
-            placed[name] = value.expand(shape)
-        else:
+        if value.numel() != torch.Size(shape).numel():
             raise ValueError(
                 f"site '{name}': its value has shape {tuple(value.shape)} for {count} particles, "
                 f"where a plain run has {tuple(recorded[name].shape)}"
             )
-    return placed
+        placed[name] = value.reshape(shape)
+    return replace(selected, values=placed)

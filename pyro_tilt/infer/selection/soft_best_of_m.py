@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from pyro_tilt.infer.certificate import Certificate
+from pyro_tilt.infer.cost import Cost
 from pyro_tilt.infer.errors import SamplerWarning, ZeroWeights
 from pyro_tilt.infer.sampler import Run, check_count
-from pyro_tilt.infer.selection.engine import Selected, StepSelector
-from pyro_tilt.infer.selection.messenger import Choose, Value
+from pyro_tilt.infer.selection.engine import StepSelector
+from pyro_tilt.infer.selection.groups import Choose, Selected
+from pyro_tilt.infer.selection.messenger import Value
 from pyro_tilt.infer.weighted_samples import WeightedSamples
 from pyro_tilt.ops.importance import log_evidence, log_mean_exp
 
@@ -41,6 +43,10 @@ class SoftBestOfM(StepSelector):
     with any finite values. As ``residual_log_weights`` these estimates correct the draws to the
     joint tilt as ``num_samples`` grows, and their mean is the evidence.
 
+    The law of a step is evaluated once for each state kept, and all ``m`` proposals come from it,
+    where ``value`` is given and the step is one site whose value is the carry; a network then sees
+    a row per draw and step instead of ``m``. Other steps run for every proposal.
+
     :param program: a Pyro program with one :func:`~pyro_tilt.scan`; see
         :class:`~pyro_tilt.infer.Sampler` for it and all options not named here.
     :param value: :math:`V`, a function of the carry and of the element of ``xs`` that made it to
@@ -48,8 +54,11 @@ class SoftBestOfM(StepSelector):
         twists that the program states.
     :param int m: proposals per step.
     :param bool exact_values: whether :math:`V` is the exact log soft value.
-    :raises ValueError: without a scan or a value, for a value that is NaN, ``+inf`` or of a
-        wrong shape.
+    :param bool check_lineage: look for variables that do not move with their particle, as in
+        :class:`~pyro_tilt.infer.SMC`.
+    :raises ValueError: without a scan or a value.
+    :raises TwistError: for a value that is NaN, ``+inf`` or of a wrong shape.
+    :raises StepError: if the program raises at a step; what was kept before is attached.
     :raises ZeroWeights: if no draw has a positive weight; the draws are attached to the error.
 
     Example::
@@ -89,40 +98,57 @@ class SoftBestOfM(StepSelector):
 
         return choose
 
-    def _sample(self, run: Run) -> WeightedSamples:
-        selected = self._select(run)
+    @property
+    def _target(self) -> str:
+        return "joint tilt"
+
+    def _result(self, run: Run, selected: Selected, cost: Cost, target: str) -> WeightedSamples:
         log_z, error = log_evidence(selected.log_evidence)
         lost = selected.log_evidence == -math.inf
         stats = {"lost": lost}
         if selected.reward is not None:
             stats["reward"] = selected.reward
-        result = WeightedSamples(
+        return WeightedSamples(
             kind="iid",
-            samples=selected.samples,
+            samples=selected.values,
             log_weights=log_z.expand(len(lost)).clone(),
             log_normalizer=log_z,
             log_normalizer_error=error,
             residual_log_weights=selected.log_evidence,
-            certificate=self._certificate(selected),
-            cost=self._cost(run, selected),
+            certificate=self._certificate(selected, target),
+            cost=cost,
             stats=stats,
-            beta=run.proposal.beta,
+            beta=run.proposal.beta if selected.reward is not None else None,
             info={"m": float(self.m), "lost": float(lost.double().mean())},
             sampler=type(self).__name__,
             program=self.program,
             args=run.args,
             kwargs=run.kwargs,
         )
-        _warn_of_lost(result, self.m)
-        return result
 
-    def _certificate(self, selected: Selected) -> Certificate:
+    def _warn(self, result: WeightedSamples) -> None:
+        lost = int(result.stats["lost"].sum())
+        if lost == len(result):
+            raise ZeroWeights(
+                f"every draw met a step where all {self.m} proposals had weight zero: rewards, "
+                "observations or values are -inf wherever the program sampled",
+                result,
+            )
+        if lost:
+            warnings.warn(
+                f"{lost} of {len(result)} draws met a step where all {self.m} proposals had weight "
+                "zero and have weight zero themselves (stats['lost']); raise m",
+                SamplerWarning,
+                stacklevel=5,
+            )
+
+    def _certificate(self, selected: Selected, target: str) -> Certificate:
         estimate = None
         if bool((selected.log_evidence > -math.inf).any()):
             ratio = (selected.log_evidence - log_mean_exp(selected.log_evidence)).exp()
             estimate = min(1.0, 0.5 * float((ratio - 1.0).abs().mean()))
         return Certificate(
-            target="joint tilt",
+            target=target,
             law="consistent" if self.exact_values else "search",
             budget="m" if self.exact_values else None,
             estimated_total_variation=estimate,
@@ -132,21 +158,4 @@ class SoftBestOfM(StepSelector):
                 if self.exact_values
                 else "the error of the values, whose bias stays however large m is"
             ),
-        )
-
-
-def _warn_of_lost(result: WeightedSamples, m: int) -> None:
-    lost = int(result.stats["lost"].sum())
-    if lost == len(result):
-        raise ZeroWeights(
-            f"every draw met a step where all {m} proposals had weight zero: rewards, "
-            "observations or values are -inf wherever the program sampled",
-            result,
-        )
-    if lost:
-        warnings.warn(
-            f"{lost} of {len(result)} draws met a step where all {m} proposals had weight zero and "
-            "have weight zero themselves (stats['lost']); raise m",
-            SamplerWarning,
-            stacklevel=5,
         )
