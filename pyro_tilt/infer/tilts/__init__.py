@@ -1,7 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tilts of diffusion models."""
 
+from pyro_tilt.infer.tilts.isotropic import isotropic_draws
+from pyro_tilt.infer.tilts.linear import LinearTilt
 from pyro_tilt.infer.tilts.linear_draws import linear_tilt_draws
+from pyro_tilt.infer.tilts.normalizers import (
+    Normalizer,
+    line_normalizer,
+    telescoping_normalizer,
+    telescoping_size,
+    thermodynamic_normalizer,
+)
 from pyro_tilt.infer.tilts.protocols import DiffusionModel
+from pyro_tilt.infer.tilts.quadratic import QuadraticTilt
 
-__all__ = ["DiffusionModel", "linear_tilt_draws"]
+__all__ = [
+    "DiffusionModel",
+    "LinearTilt",
+    "Normalizer",
+    "QuadraticTilt",
+    "isotropic_draws",
+    "line_normalizer",
+    "linear_tilt_draws",
+    "telescoping_normalizer",
+    "telescoping_size",
+    "thermodynamic_normalizer",
+]

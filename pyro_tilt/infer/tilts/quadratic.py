@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quadratic tilts of a diffusion, each by the route that its structure allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from tqdm import tqdm
+
+from pyro_tilt.infer.sampler import Run
+from pyro_tilt.infer.tilts.diffusion_tilt import DiffusionTilt, TiltDraws
+from pyro_tilt.infer.tilts.isotropic import IsotropicRoute
+from pyro_tilt.infer.tilts.linear_draws import choose_form
+from pyro_tilt.infer.tilts.protocols import DiffusionModel
+from pyro_tilt.rewards import Quadratic
+
+__all__ = ["QuadraticTilt"]
+
+
+class Route(Protocol):
+    """A way to draw from one kind of quadratic tilt."""
+
+    def draw(self, tilt: QuadraticTilt, progress: Callable[[int], Any]) -> TiltDraws:
+        """Draws of the tilt."""
+
+
+Match = Callable[[DiffusionModel, Quadratic], "Route | None"]
+
+# Asked in this order; a route gets the quadratic with beta folded in.
+ROUTES: tuple[Match, ...] = (IsotropicRoute.match,)
+
+
+class QuadraticTilt(DiffusionTilt):
+    r"""
+    Draws of a diffusion tilted by a quadratic reward, :math:`q \propto p\, e^{\beta (x^\top A x +
+    b^\top x + c)}`.
+
+    What can be done depends on A. A negative multiple of the identity is as easy as no tilt: see
+    :func:`isotropic_draws`. A negative direction beside flat ones is hard in general, even
+    one of them alone, and so is a positive A of high rank (Moitra, Risteski and Rohatgi 2026, arXiv
+    2602.16570, Theorems 4.1 and A.1).
+
+    Certificate: *consistent* in the number of steps, for the tilt in continuous time; it leaves
+    out, by name, the discretisation and the error of a network.
+
+    :param base: a diffusion model whose draws are vectors.
+    :param reward: the quadratic.
+    :param beta: multiplies the reward.
+    :param sampler: ``"ancestral"``, ``"heun"`` or ``"euler"``.
+    :param eta: noise of the ancestral sampler.
+    :param form: ``"start"``, ``"prediction"``, or ``"auto"`` for the first wherever it is right.
+    :param num_samples: draws per chain; see :class:`~pyro_tilt.infer.Sampler` for the other
+        options ``num_chains``, ``seed``, ``progress`` and ``max_batch``.
+    :raises TypeError: for a reward that is no :class:`~pyro_tilt.rewards.Quadratic`.
+    :raises ValueError: for shapes that do not fit, and where the tilt does not exist.
+    :raises NotImplementedError: where no route fits A.
+
+    Example::
+
+        >>> import pyro.distributions as dist
+        >>> from pyro_tilt import diffusion, rewards
+        >>> base = diffusion.MixtureDiffusion(
+        ...     dist.MultivariateNormal(torch.zeros(2), torch.eye(2)), diffusion.VP.linear(100))
+        >>> reward = rewards.Quadratic(-0.5 * torch.eye(2), torch.tensor([3.0, 0.0]))
+        >>> result = QuadraticTilt(base, reward, num_samples=4000, seed=0).run()
+        >>> round(result.expectation("x_0")[0].item(), 1), round(result.log_normalizer.item(), 3)
+        (1.5, 1.557)
+    """
+
+    def __init__(
+        self,
+        base: DiffusionModel,
+        reward: Quadratic,
+        *,
+        beta: float = 1.0,
+        sampler: str = "ancestral",
+        eta: float = 1.0,
+        form: str = "auto",
+        **options: Any,
+    ) -> None:
+        if not isinstance(reward, Quadratic):
+            raise TypeError(
+                f"QuadraticTilt takes a rewards.Quadratic, got {type(reward).__name__}; LinearTilt "
+                "and ConvexTilt take other rewards"
+            )
+        super().__init__(base, reward, beta=beta, sampler=sampler, eta=eta, **options)
+        _check_shapes(base, reward)
+        self.form = form
+        choose_form(form, sampler, eta)
+        moved = reward.to(device=base.device, dtype=base.dtype)
+        self.reward: Quadratic = moved
+        self.folded: Quadratic = moved * self.beta if self.beta != 1.0 else moved
+        _check_exists(base, self.folded)
+        self.route = _choose(base, self.folded)
+
+    def _draw(self, run: Run, bar: tqdm) -> TiltDraws:
+        return self.route.draw(self, bar.update)
+
+
+def _choose(base: DiffusionModel, reward: Quadratic) -> Route:
+    for match in ROUTES:
+        route = match(base, reward)
+        if route is not None:
+            return route
+    values = torch.linalg.eigvalsh(reward.A.double())
+    raise NotImplementedError(
+        "no route draws from the tilt by this quadratic, whose eigenvalues (beta folded in) run "
+        f"from {float(values[0]):.3g} to {float(values[-1]):.3g}. A negative multiple of the "
+        "identity is drawn exactly; a single negative direction is NP-hard in general "
+        "(arXiv 2602.16570, Theorem 4.1), as are positive ones of high rank (Theorem A.1). Use "
+        "TemperedSMC or SMC on the model's program, whose certificates are weaker"
+    )
+
+
+def _check_shapes(base: DiffusionModel, reward: Quadratic) -> None:
+    if reward.batch_shape != torch.Size() or reward.event_shape != base.event_shape:
+        raise ValueError(
+            f"A must be ({', '.join(str(n) for n in (*base.event_shape, *base.event_shape))}), as "
+            f"the model's states have shape {tuple(base.event_shape)}; got "
+            f"{tuple(reward.A.shape)}. Flatten the states of a model over images, and for a latent "
+            "diffusion state the reward in the latent space"
+        )
+
+
+def _check_exists(base: DiffusionModel, reward: Quadratic) -> None:
+    """A model that knows its tilts in closed form refuses those that do not exist."""
+    tilted_law = getattr(base, "tilted_law", None)
+    if tilted_law is None or not bool(reward.A.any()):
+        return
+    try:
+        tilted_law(reward)
+    except NotImplementedError:
+        return
+    except ValueError as error:
+        raise ValueError(
+            f"the quadratic tilt is not integrable against this model: {error}"
+        ) from error
