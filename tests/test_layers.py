@@ -13,6 +13,7 @@ BELOW = {
     "distributions": {"rewards", "ops"},
     "poutine": {"distributions", "rewards", "ops"},
     "diffusion": {"poutine", "distributions", "rewards", "ops"},
+    "language": {"poutine", "distributions", "rewards", "ops"},
     "infer": {"poutine", "distributions", "rewards", "ops"},
     "diagnostics": {"infer", "poutine", "distributions", "rewards", "ops"},
     "testing": {"infer", "poutine", "distributions", "rewards", "ops"},
