@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -114,12 +115,20 @@ class LinearTilt(DiffusionTilt):
         self._size = abs(self.beta) * float(slope.double().norm())
 
     def _draw(self, run: Run, bar: tqdm) -> TiltDraws:
+        return self.draw(bar.update)
+
+    def draw(self, progress: Callable[[int], Any] | None = None) -> TiltDraws:
+        """
+        The draws of one chain from the global random state, before they become a result.
+
+        :param progress: called with the rows of every step.
+        """
         options: dict[str, Any] = {
             "sampler": self.diffusion_sampler,
             "eta": self.eta,
             "form": self.form,
             "max_batch": self.rows,
-            "progress": bar.update,
+            "progress": progress,
         }
         theta = self.beta * self.reward.theta
         cold = self._size * self.base.schedule.levels[0].ratio <= self.max_z

@@ -12,9 +12,10 @@ from tqdm import tqdm
 from pyro_tilt.infer.sampler import Run
 from pyro_tilt.infer.tilts.diffusion_tilt import DiffusionTilt, TiltDraws
 from pyro_tilt.infer.tilts.isotropic import IsotropicRoute
+from pyro_tilt.infer.tilts.linear import LinearTilt
 from pyro_tilt.infer.tilts.linear_draws import choose_form
 from pyro_tilt.infer.tilts.protocols import DiffusionModel
-from pyro_tilt.rewards import Quadratic
+from pyro_tilt.rewards import Linear, Quadratic
 
 __all__ = ["QuadraticTilt"]
 
@@ -28,8 +29,48 @@ class Route(Protocol):
 
 Match = Callable[[DiffusionModel, Quadratic], "Route | None"]
 
+
+class LinearRoute:
+    """
+    The route where nothing is quadratic, as at a beta of zero.
+
+    :param reward: the reward, beta folded in.
+    """
+
+    def __init__(self, reward: Quadratic) -> None:
+        self.reward = reward
+
+    @classmethod
+    def match(cls, base: DiffusionModel, reward: Quadratic) -> LinearRoute | None:
+        """
+        The route where A = 0, otherwise None.
+
+        :param base: the model.
+        :param reward: the quadratic, beta folded in.
+        """
+        return None if bool(reward.A.any()) else cls(reward)
+
+    def draw(self, tilt: QuadraticTilt, progress: Callable[[int], Any]) -> TiltDraws:
+        """
+        Draws of the tilt.
+
+        :param tilt: the sampler, whose options count.
+        :param progress: called with the rows done.
+        """
+        linear = LinearTilt(
+            tilt.base,
+            Linear(self.reward.b.expand(tilt.base.event_shape), offset=self.reward.c),
+            sampler=tilt.diffusion_sampler,
+            eta=tilt.eta,
+            form=tilt.form,
+            num_samples=tilt.num_samples,
+            max_batch=tilt.rows,
+        )
+        return linear.draw(progress)
+
+
 # Asked in this order; a route gets the quadratic with beta folded in.
-ROUTES: tuple[Match, ...] = (IsotropicRoute.match,)
+ROUTES: tuple[Match, ...] = (LinearRoute.match, IsotropicRoute.match)
 
 
 class QuadraticTilt(DiffusionTilt):
@@ -91,7 +132,7 @@ class QuadraticTilt(DiffusionTilt):
         choose_form(form, sampler, eta)
         moved = reward.to(device=base.device, dtype=base.dtype)
         self.reward: Quadratic = moved
-        self.folded: Quadratic = moved * self.beta if self.beta != 1.0 else moved
+        self.folded: Quadratic = moved._times(self.beta)
         _check_exists(base, self.folded)
         self.route = _choose(base, self.folded)
 
