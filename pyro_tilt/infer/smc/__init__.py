@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sequential Monte Carlo over programs with steps."""
 
-from pyro_tilt.infer.smc.errors import LineageError, StepError, TwistError
+from pyro_tilt.infer.smc.errors import LineageError, ResumeError, StepError, TwistError
 from pyro_tilt.infer.smc.lineage import check_lineage
 from pyro_tilt.infer.smc.online import OnlineSMC
 from pyro_tilt.infer.smc.paths import Paths
@@ -13,6 +13,7 @@ __all__ = [
     "LineageError",
     "OnlineSMC",
     "Paths",
+    "ResumeError",
     "StepError",
     "TwistError",
     "check_lineage",

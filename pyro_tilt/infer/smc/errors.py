@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pyro_tilt.infer.errors import SamplingError
 
-__all__ = ["LineageError", "StepError", "TwistError"]
+__all__ = ["LineageError", "ResumeError", "StepError", "TwistError"]
 
 
 class StepError(SamplingError):
@@ -21,3 +21,7 @@ class TwistError(SamplingError):
 
 class LineageError(ValueError):
     """A variable that does not move with its particle; raised before the run."""
+
+
+class ResumeError(ValueError):
+    """A saved run that does not belong to the program or the sampler that is to go on with it."""

@@ -79,6 +79,15 @@ class GuidePass:
         if self._active:
             self._carry = reindex(self._carry, index, size=self.plate.size, path="guide's carry")
 
+    @property
+    def state(self) -> tuple[bool, Any]:
+        """What the guide is between two steps: whether it steps along, and its carry."""
+        return self._active, self._carry
+
+    @state.setter
+    def state(self, state: tuple[bool, Any]) -> None:
+        self._active, self._carry = state
+
     def _messenger(self) -> WeightMessenger:
         return WeightMessenger(self.plate.size, self.plate.dim, score_latents=True)
 

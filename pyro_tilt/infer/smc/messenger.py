@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_tilt.infer.errors import SamplingError
 from pyro_tilt.infer.smc.errors import StepError, TwistError
 from pyro_tilt.infer.smc.guide import GuidePass
+from pyro_tilt.infer.smc.keeper import Keeper
 from pyro_tilt.infer.smc.paths import PathStore
 from pyro_tilt.infer.smc.population import Population
 from pyro_tilt.infer.smc.proposals import Proposal, checked_proposal
@@ -44,6 +45,7 @@ class StepMessenger(WeightMessenger):
     :param proposal: laws to draw latent sites from.
     :param guide: proposes the sites of each step in the same pass.
     :param paths: where to keep whole paths.
+    :param keeper: saves the run and takes a saved one up.
     :param on_steps: called with the number of steps of a scan as it starts.
     :param on_step: called after each step.
     """
@@ -58,6 +60,7 @@ class StepMessenger(WeightMessenger):
         proposal: Proposal | None = None,
         guide: GuidePass | None = None,
         paths: PathStore | None = None,
+        keeper: Keeper | None = None,
         on_steps: Callable[[int], object] | None = None,
         on_step: Callable[[], object] | None = None,
     ) -> None:
@@ -67,6 +70,7 @@ class StepMessenger(WeightMessenger):
         self.proposal = proposal
         self.guide = guide
         self.paths = paths
+        self.keeper = keeper
         self.on_steps = on_steps
         self.on_step = on_step
         self.steps_done = 0
@@ -150,6 +154,11 @@ class StepMessenger(WeightMessenger):
                 f"checkpoint '{name}' stands in a step of a scan, whose carry is the checkpoint; "
                 "remove one of the two"
             )
+        if self.keeper is not None:
+            raise ValueError(
+                f"checkpoint '{name}': a run can be saved and resumed where its steps are those of "
+                "a scan; write the loop as one, or run without save_to"
+            )
         self._claim("checkpoint", name)
         self._outside_plates("checkpoint", name, msg)
         self._where = f"checkpoint '{name}' (step {self.steps_done})"
@@ -183,9 +192,16 @@ class StepMessenger(WeightMessenger):
             self.on_steps(len(items))
         if self.guide is not None:
             self.guide.enter(name)
-        for k, x in enumerate(items):
+        first = 0
+        if self.keeper is not None and items:
+            carry, first = self.keeper.enter(self, name, step, carry, items)
+        for k in range(first, len(items)):
             self._where = f"scan '{name}', step {k}"
-            carry = self.step(step, carry, x)
+            carry = self.step(step, carry, items[k])
+            if self.keeper is not None:
+                self.keeper.after(self, carry, k + 1)
+        if self.keeper is not None and items:
+            self.keeper.leave(carry)
         self._where = f"after scan '{name}'"
         return carry
 

@@ -45,6 +45,11 @@ class StepPlan(ProgramProposal):
         self.has_steps = finder.found
         return sites
 
+    @property
+    def names(self) -> list[str]:
+        """The sites of the plain run; none where there was no such run."""
+        return [*self._sites.recorded, *self._sites.factors]
+
     def serves(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Whether the plan was made for these very arguments."""
         return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from os import PathLike
 from typing import Any
 
 import pyro
@@ -13,19 +14,22 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_tilt.infer.certificate import Certificate
 from pyro_tilt.infer.errors import SamplingError, ZeroWeights
 from pyro_tilt.infer.merge import merge
 from pyro_tilt.infer.proposal import RULES
-from pyro_tilt.infer.sampler import Run, Sampler
-from pyro_tilt.infer.smc.errors import StepError
+from pyro_tilt.infer.sampler import Run, Sampler, check_count
+from pyro_tilt.infer.smc import snapshot
+from pyro_tilt.infer.smc.errors import ResumeError, StepError
 from pyro_tilt.infer.smc.guide import GuidePass
+from pyro_tilt.infer.smc.keeper import Keeper
 from pyro_tilt.infer.smc.lineage import check_lineage as preflight
 from pyro_tilt.infer.smc.messenger import StepMessenger, Twist
+from pyro_tilt.infer.smc.options import certificate_of, frozen_schedule, steering
 from pyro_tilt.infer.smc.paths import Paths, PathStore
 from pyro_tilt.infer.smc.plan import StepPlan
 from pyro_tilt.infer.smc.population import SCHEMES, Population
-from pyro_tilt.infer.smc.proposals import Proposal, gradient_proposal
+from pyro_tilt.infer.smc.portable import digest
+from pyro_tilt.infer.smc.proposals import Proposal
 from pyro_tilt.infer.weighted_samples import WeightedSamples
 from pyro_tilt.ops.importance import log_mean_exp
 from pyro_tilt.poutine.particle_plate import ParticlePlate
@@ -79,6 +83,9 @@ class SMC(Sampler):
         their particle; by default where Pyro validates.
     :param bool keep_paths: keep the values of all steps for the living lineages, in
         ``result.paths``.
+    :param save_to: a file to save the run to as it goes, as plain tensors; :meth:`resume` goes on
+        from it. For programs whose steps are those of a scan.
+    :param int save_every: after how many steps to save.
     :param int max_plate_nesting: number of batch dims of the program; guessed by a plain run of
         it, which is saved where the number is given.
     :raises ZeroWeights: if every weight is zero at some step; the particles are attached.
@@ -117,6 +124,8 @@ class SMC(Sampler):
         freeze_schedule: WeightedSamples | Sequence[bool] | Tensor | None = None,
         check_lineage: bool | None = None,
         keep_paths: bool = False,
+        save_to: str | PathLike[str] | None = None,
+        save_every: int = 10,
         **options: Any,
     ) -> None:
         for name in ("max_batch", "vectorized"):
@@ -137,14 +146,45 @@ class SMC(Sampler):
         self.twist = twist
         self.resampling = resampling
         self.ess_threshold = float(ess_threshold)
-        self.schedule = _schedule(freeze_schedule)
+        self.schedule = frozen_schedule(freeze_schedule)
         self.check_lineage = check_lineage
         self.keep_paths = keep_paths
-        self.guide, self.proposal = _steering(guide, proposal, twist)
+        self.guide, self.proposal = steering(guide, proposal, twist)
+        self.save_to = save_to
+        self.save_every = check_count("save_every", save_every)
         self._plan: StepPlan | None = None
+        self._keeper: Keeper | None = None
 
     def run(self, *args: Any, **kwargs: Any) -> WeightedSamples:
         """Runs the chains; all arguments go to the program."""
+        keeper = None if self.save_to is None else Keeper(self.save_to, self.save_every)
+        return self._kept(keeper, args, kwargs)
+
+    def resume(self, path: str | PathLike[str], *args: Any, **kwargs: Any) -> WeightedSamples:
+        """
+        Goes on with a run that was saved, to the result that it would have had, bit for bit.
+
+        The sampler, the program and its arguments must be those of before. The program goes
+        through its start and its first step again for comparison; then the saved step follows.
+
+        :param path: the file given as ``save_to``; the run goes on saving where the sampler has
+            ``save_to`` itself. It is read as plain tensors, and nothing in it is executed.
+        :param args: passed to the program, as are keyword arguments.
+        :raises ResumeError: if the sampler or the program is seen to differ from the saved one.
+        """
+        state = snapshot.read(path)
+        return self._kept(Keeper(self.save_to, self.save_every, state), args, kwargs)
+
+    def _kept(
+        self, keeper: Keeper | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> WeightedSamples:
+        self._keeper = keeper
+        try:
+            return self._all_chains(args, kwargs)
+        finally:
+            self._keeper = None
+
+    def _all_chains(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> WeightedSamples:
         results: list[WeightedSamples] = []
         try:
             results.extend(self._chains(args, kwargs))
@@ -168,6 +208,11 @@ class SMC(Sampler):
     def _sample(self, run: Run) -> WeightedSamples:
         plan = run.proposal
         assert isinstance(plan, StepPlan)
+        if self._keeper is not None:
+            done = self._keeper.next_chain(run, self._settings(plan))
+            if done is not None:
+                program = {"program": self.program, "args": run.args, "kwargs": run.kwargs}
+                return snapshot.to_result(done, **program)
         plate = ParticlePlate(self.num_samples, -1 - plan.max_plate_nesting)
         bar = tqdm(
             desc=run.description,
@@ -178,9 +223,17 @@ class SMC(Sampler):
         messenger = self._messenger(run, plate, bar)
         try:
             with torch.no_grad(), pyro.validation_enabled(False), bar, messenger, plate:
+                if self._keeper is not None:
+                    assert messenger.population.generator is not None
+                    self._keeper.begin(messenger.population.generator)
                 messenger.begin()
                 self.program(*run.args, **run.kwargs)
-            return self._finish(run, plan, messenger)
+            result = self._finish(run, plan, messenger)
+            if self._keeper is not None:
+                self._keeper.end(result)
+            return result
+        except ResumeError:
+            raise
         except SamplingError as error:
             error.partial = self._partial(run, plan, messenger, error)
             raise
@@ -213,9 +266,28 @@ class SMC(Sampler):
             if self.guide is None
             else GuidePass(self.guide, run.args, run.kwargs, plate),
             paths=PathStore(self.num_samples) if self.keep_paths else None,
+            keeper=self._keeper,
             on_steps=lambda count: setattr(bar, "total", count + (bar.total or 0)),
             on_step=None if self.progress is False else bar.update,
         )
+
+    def _settings(self, plan: StepPlan) -> dict[str, Any]:
+        """What a run that goes on from a file must have in common with the saved one."""
+        return {
+            "num_particles": self.num_samples,
+            "num_chains": self.num_chains,
+            "seed": self.seed,
+            "resampling": self.resampling,
+            "ess_threshold": self.ess_threshold,
+            "freeze_schedule": self.schedule,
+            "keep_paths": self.keep_paths,
+            "max_plate_nesting": plan.max_plate_nesting,
+            "guide": self.guide is not None,
+            "proposal": self.proposal is not None,
+            "twist": self.twist is not None,
+            "sites": plan.names,
+            "data": digest([plan.args, plan.kwargs], tensors_only=True),
+        }
 
     def _finish(self, run: Run, plan: StepPlan, messenger: StepMessenger) -> WeightedSamples:
         log_weights, values = messenger.finish()
@@ -234,7 +306,7 @@ class SMC(Sampler):
         self, run: Run, plan: StepPlan, messenger: StepMessenger, error: Exception
     ) -> StepError:
         late = StepError(
-            f"after step {messenger.steps_done - 1}, the last one: {type(error).__name__}: "
+            f"after step {messenger.steps_done - 1}: {type(error).__name__}: "
             f"{error}. The particles after that step are in .partial of this error"
         )
         late.partial = self._partial(run, plan, messenger, late)
@@ -282,7 +354,7 @@ class SMC(Sampler):
             log_weights=log_weights.to(device),
             log_normalizer=log_mean_exp(log_weights),
             log_normalizer_error=torch.tensor(torch.nan) if error is None else error,
-            certificate=_certificate(target, plan.subsampled),
+            certificate=certificate_of(target, plan.subsampled),
             cost=cost,
             stats={name: value.to(device) for name, value in stats.items()},
             steps=steps,
@@ -293,48 +365,3 @@ class SMC(Sampler):
             kwargs=run.kwargs,
             paths=None if messenger.paths is None else Paths([messenger.paths]),
         )
-
-
-def _certificate(target: str, subsampled: list[str]) -> Certificate:
-    return Certificate(
-        target=target,
-        law="consistent",
-        budget="num_particles",
-        covers="self-normalised expectations under any twist that is positive where later mass is; "
-        "the evidence is unbiased at every number of particles",
-        excludes="the error at this number of particles, which the effective sample sizes and the "
-        "ancestors left describe but do not bound"
-        + (f"; the minibatch of {subsampled[0]!r}, shared by all particles" if subsampled else ""),
-    )
-
-
-def _schedule(given: WeightedSamples | Sequence[bool] | Tensor | None) -> list[bool] | None:
-    if given is None:
-        return None
-    if isinstance(given, WeightedSamples):
-        if "resampled" not in given.steps:
-            raise ValueError("freeze_schedule: the result has no steps to take the schedule from")
-        given = given.steps["resampled"]
-        given = given if given.dim() == 1 else given[0]
-    return [bool(each) for each in given]
-
-
-def _steering(
-    guide: Any, proposal: Proposal | str | None, twist: Twist | None
-) -> tuple[Callable[..., Any] | None, Proposal | None]:
-    if guide is not None and proposal is not None:
-        raise ValueError("give a guide or a proposal, not both")
-    if hasattr(guide, "get_posterior"):
-        posterior = guide.get_posterior
-        return None, lambda name, fn, carry, x: posterior(name, fn)
-    if guide is not None and not callable(guide):
-        raise TypeError(f"guide must be callable, got {type(guide).__name__}")
-    if isinstance(proposal, str):
-        if proposal != "gradient":
-            raise ValueError(f"proposal must be a function or 'gradient', got {proposal!r}")
-        if twist is None:
-            raise ValueError("proposal='gradient' needs twist=, a function of state and step")
-        return None, gradient_proposal(twist)
-    if proposal is not None and not callable(proposal):
-        raise TypeError(f"proposal must be a function, got {type(proposal).__name__}")
-    return guide, proposal
