@@ -13,6 +13,12 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_tilt.infer.errors import SamplingError
+from pyro_tilt.infer.smc.checks import (
+    advice,
+    one_per_particle,
+    outside_plates,
+    without_density,
+)
 from pyro_tilt.infer.smc.errors import StepError, TwistError
 from pyro_tilt.infer.smc.guide import GuidePass
 from pyro_tilt.infer.smc.keeper import Keeper
@@ -118,6 +124,11 @@ class StepMessenger(WeightMessenger):
 
         return restore
 
+    @property
+    def last_site(self) -> str | None:
+        """The site that was recorded last."""
+        return next(reversed(self.values), None)
+
     def rollback(self) -> None:
         """Forgets the sites of a step that did not end."""
         for name in list(islice(reversed(self.values), len(self.values) - self._mark)):
@@ -143,7 +154,7 @@ class StepMessenger(WeightMessenger):
             msg["value"] = plain_scan(step, carry, xs)
             return
         self._claim("scan", name)
-        self._outside_plates("scan", name, msg)
+        outside_plates("scan", name, msg)
         msg["value"] = self.loop(name, step, carry, xs)
 
     def _pyro_tilt_checkpoint(self, msg: Any) -> None:
@@ -160,7 +171,7 @@ class StepMessenger(WeightMessenger):
                 "a scan; write the loop as one, or run without save_to"
             )
         self._claim("checkpoint", name)
-        self._outside_plates("checkpoint", name, msg)
+        outside_plates("checkpoint", name, msg)
         self._where = f"checkpoint '{name}' (step {self.steps_done})"
         if not self.steps_done:
             self.close()
@@ -222,8 +233,8 @@ class StepMessenger(WeightMessenger):
             raise
         except Exception as error:
             raise StepError(
-                f"{self._where}: {type(error).__name__}: {error}. The particles after the last "
-                "whole step are in .partial of this error"
+                f"{self._where}: {type(error).__name__}: {error}{advice(error, self.last_site)}. "
+                "The particles after the last whole step are in .partial of this error"
             ) from error
         finally:
             self._here = None
@@ -250,7 +261,10 @@ class StepMessenger(WeightMessenger):
 
     def _postprocess_message(self, msg: Any) -> None:
         if msg["type"] == "sample":
-            self._pyro_post_sample(msg)
+            try:
+                self._pyro_post_sample(msg)
+            except NotImplementedError as error:
+                raise without_density(msg["name"], msg["fn"], error) from error
 
     def _pyro_post_sample(self, msg: Any) -> None:
         name = msg["name"]
@@ -328,7 +342,7 @@ class StepMessenger(WeightMessenger):
     def _boundary(self, carry: Any, x: Any) -> Any:
         twist, self._twist = self._twist, None
         if self.twist_fn is not None:
-            twist = self._per_row(self.twist_fn(carry, x))
+            twist = one_per_particle(self.twist_fn(carry, x), self.size, self._where)
             self.value_calls += self.size
         group = self._step_group()
         index = self.population.advance(self._take(), twist, self._where)
@@ -346,17 +360,6 @@ class StepMessenger(WeightMessenger):
         if self.on_step is not None:
             self.on_step()
         return carry
-
-    def _per_row(self, twist: Any) -> Tensor:
-        if not isinstance(twist, Tensor):
-            raise TwistError(f"{self._where}: the twist is a {type(twist).__name__}, not a tensor")
-        shape = tuple(twist.shape)
-        if shape[:1] != (self.size,) or twist.numel() != self.size:
-            raise TwistError(
-                f"{self._where}: the twist has shape {shape}, expected ({self.size},), one log "
-                "value per particle"
-            )
-        return twist.reshape(self.size)
 
     def close(self) -> None:
         """Gives the sites since the last boundary, outside steps, a group of their own."""
@@ -384,11 +387,3 @@ class StepMessenger(WeightMessenger):
         if key in self._claimed:
             raise ValueError(f"two statements are named {key}; give each a name of its own")
         self._claimed.add(key)
-
-    def _outside_plates(self, kind: str, name: str, msg: Any) -> None:
-        inner = [frame for frame in msg["cond_indep_stack"] if frame.name != "particles"]
-        if inner:
-            raise ValueError(
-                f"{kind} '{name}' stands inside plate '{inner[-1].name}'; particles are exchanged "
-                "whole, so put the plate inside the step"
-            )

@@ -19,6 +19,7 @@ from pyro_tilt.infer.merge import merge
 from pyro_tilt.infer.proposal import RULES
 from pyro_tilt.infer.sampler import Run, Sampler, check_count
 from pyro_tilt.infer.smc import snapshot
+from pyro_tilt.infer.smc.checks import advice
 from pyro_tilt.infer.smc.errors import ResumeError, StepError
 from pyro_tilt.infer.smc.guide import GuidePass
 from pyro_tilt.infer.smc.keeper import Keeper
@@ -238,9 +239,12 @@ class SMC(Sampler):
             error.partial = self._partial(run, plan, messenger, error)
             raise
         except (RuntimeError, ValueError, IndexError) as error:
-            error.add_note(RULES)
             if messenger.steps_done:
                 raise self._late(run, plan, messenger, error) from error
+            what_to_do = advice(error, messenger.last_site)
+            if what_to_do:
+                raise ValueError(f"before the first step: {error}{what_to_do}") from error
+            error.add_note(RULES)
             raise
         except Exception as error:
             if messenger.steps_done:
@@ -306,8 +310,9 @@ class SMC(Sampler):
         self, run: Run, plan: StepPlan, messenger: StepMessenger, error: Exception
     ) -> StepError:
         late = StepError(
-            f"after step {messenger.steps_done - 1}: {type(error).__name__}: "
-            f"{error}. The particles after that step are in .partial of this error"
+            f"after step {messenger.steps_done - 1}: {type(error).__name__}: {error}"
+            f"{advice(error, messenger.last_site)}. The particles after that step "
+            "are in .partial of this error"
         )
         late.partial = self._partial(run, plan, messenger, late)
         return late

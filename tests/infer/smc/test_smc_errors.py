@@ -8,9 +8,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_tilt import align, checkpoint, reward_factor, rewards, scan
+from pyro_tilt import align, checkpoint, reward_factor, rewards, scan, twist
 from pyro_tilt.infer import SMC, ZeroWeights
-from pyro_tilt.infer.smc import LineageError, StepError, check_lineage
+from pyro_tilt.infer.smc import LineageError, StepError, TwistError, check_lineage
 
 
 def walk(steps=5, at=None, after=lambda x: x):
@@ -146,13 +146,116 @@ def by_sampled_count():
         (one_name_twice, "scan 'walk'"),
         (one_site_twice, "(?i)multiple.* sites? named 'x'"),
         (two_kinds, "checkpoint 'c_0'"),
-        (by_sampled_count, "Scalar|scalar|vary"),
+        (by_sampled_count, "after site 'count'.*All particles go through the program together"),
     ],
 )
 @pytest.mark.parametrize("nesting", [None, 1])
 def test_programs_that_cannot_be_stepped(program, words, nesting):
     with pytest.raises((ValueError, RuntimeError), match=words):
         quiet(program, max_plate_nesting=nesting).run()
+
+
+def test_a_step_count_that_differs_between_particles():
+    """Where the number of steps, or a branch inside a step, hangs on a sampled value."""
+    with pytest.raises(ValueError, match="before the first step.*'count'.*pyro.poutine.mask"):
+        quiet(by_sampled_count).run()
+
+    def stops_early():
+        def step(x, t):
+            x = pyro.sample(f"x_{t}", dist.Normal(x, 1.0))
+            pyro.factor(f"f_{t}", x)
+            return x if t < 3 or x < 100.0 else torch.zeros_like(x)
+
+        return scan("walk", step, torch.tensor(0.0), range(6))
+
+    words = "scan 'walk', step 3.*ambiguous.*after site 'x_3'.*together"
+    with pytest.raises(StepError, match=words) as caught:
+        quiet(stops_early).run()
+    assert list(caught.value.partial.samples) == ["x_2"]
+    assert len(caught.value.partial.steps["ess"]) == 3
+
+
+class NoDensity(dist.Normal):
+    """A law that can be drawn from only."""
+
+    def log_prob(self, value):
+        raise NotImplementedError
+
+    def expand(self, batch_shape, _instance=None):
+        return super().expand(batch_shape, self._get_checked_instance(NoDensity, _instance))
+
+
+def without_density(at=2, observed=False):
+    def step(x, t):
+        fn = NoDensity(x, 1.0) if t == at else dist.Normal(x, 1.0)
+        x = pyro.sample(f"x_{t}", fn)
+        if observed:
+            pyro.sample(f"y_{t}", NoDensity(x, 1.0), obs=torch.tensor(0.0))
+        return x
+
+    return scan("walk", step, torch.tensor(0.0), range(4))
+
+
+def test_a_law_without_density_is_named_where_a_density_is_needed():
+    assert len(quiet(without_density, reward=lambda x: x).run()) == 40
+    proposals = {
+        "program": lambda name, fn, carry, t: dist.Normal(fn.loc, 1.5),
+        "proposed": lambda name, fn, carry, t: NoDensity(fn.loc, 1.5) if t == 2 else None,
+    }
+    for proposal in proposals.values():
+        with pytest.raises(StepError, match="step 2.*site 'x_2'.*no density") as caught:
+            quiet(without_density, proposal=proposal, max_plate_nesting=0).run()
+        assert list(caught.value.partial.samples) == ["x_1"]
+
+    def guide():
+        def step(x, t):
+            return pyro.sample(f"x_{t}", dist.Normal(x, 1.5))
+
+        return scan("walk", step, torch.tensor(0.0), range(4))
+
+    with pytest.raises(StepError, match="step 2.*site 'x_2'.*no density"):
+        quiet(without_density, guide=guide, max_plate_nesting=0).run()
+    with pytest.raises(StepError, match="step 0.*site 'y_0'.*no density"):
+        quiet(lambda: without_density(None, observed=True), max_plate_nesting=0).run()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("stated", [False, True])
+def test_a_twist_that_breaks_at_a_step_keeps_the_particles(bad, stated):
+    def value(x, t):
+        return torch.where(x > -100.0, bad if t == 3 else 0.0, 0.0).expand_as(x)
+
+    def program():
+        def step(x, t):
+            x = pyro.sample(f"x_{t}", dist.Normal(x, 1.0))
+            if stated:
+                twist(f"psi_{t}", value(x, t))
+            return x
+
+        return scan("walk", step, torch.tensor(0.0), range(6))
+
+    kind = "NaN" if math.isnan(bad) else r"\+inf"
+    words = f"scan 'walk', step 3: the twist is {kind} for 40 of 40"
+    with pytest.raises(TwistError, match=words) as caught:
+        quiet(program, twist=None if stated else value, max_plate_nesting=0).run()
+    partial = caught.value.partial
+    assert list(partial.samples) == ["x_2"]
+    assert partial.log_weights.isfinite().all()
+    assert len(partial.steps["ess"]) == 3
+
+
+def test_a_bad_observation_names_its_step():
+    def program():
+        def step(x, t):
+            x = pyro.sample(f"x_{t}", dist.Normal(x, 1.0))
+            pyro.factor(f"f_{t}", torch.where(x > -100.0, math.nan if t == 2 else 0.0, 0.0))
+            return x
+
+        return scan("walk", step, torch.tensor(0.0), range(4))
+
+    with pytest.raises(StepError, match="step 2.*40 of 40 particles are NaN") as caught:
+        quiet(program, max_plate_nesting=0).run()
+    assert list(caught.value.partial.samples) == ["x_1"]
 
 
 def test_another_number_of_steps_in_another_run():

@@ -174,7 +174,40 @@ def _reuse_ancestors(advance):
     return mutated
 
 
-@pytest.mark.parametrize("bug", ["twist", "removal", "weights", "ancestors", "records"])
+def _keep_extreme(advance, combine):
+    """Gathers the twists so far, particle by particle."""
+
+    def mutated(self, increment, twist, where):
+        kept = getattr(self, "kept", None)
+        self.kept = twist if kept is None else combine(kept, twist)
+        index = advance(self, increment, twist, where)
+        if index is not None:
+            self.kept = self.kept.index_select(0, index)
+        return index
+
+    return mutated
+
+
+def _end_by_extreme(finish, combine):
+    def mutated(self, increment):
+        return finish(self, combine(self.kept, increment))
+
+    return mutated
+
+
+def _without_mean(finish):
+    """An evidence of sums in place of means."""
+
+    def mutated(self, increment):
+        return finish(self, increment) + math.log(self.size)
+
+    return mutated
+
+
+BUGS = ["twist", "removal", "weights", "ancestors", "records", "maximum", "sum", "mean"]
+
+
+@pytest.mark.parametrize("bug", BUGS)
 def test_the_gate_sees_known_bugs(table, monkeypatch, bug):
     """Bugs of released steering codes, each of which leaves a plausible result."""
     if bug == "twist":
@@ -185,6 +218,13 @@ def test_the_gate_sees_known_bugs(table, monkeypatch, bug):
         monkeypatch.setattr(Population, "advance", _drop_weights(Population.advance))
     elif bug == "ancestors":
         monkeypatch.setattr(Population, "advance", _reuse_ancestors(Population.advance))
+    elif bug in ("maximum", "sum"):
+        # Terminal potentials that end at the running maximum or sum in place of the reward.
+        combine = torch.maximum if bug == "maximum" else torch.add
+        monkeypatch.setattr(Population, "advance", _keep_extreme(Population.advance, combine))
+        monkeypatch.setattr(Population, "finish", _end_by_extreme(Population.finish, combine))
+    elif bug == "mean":
+        monkeypatch.setattr(Population, "finish", _without_mean(Population.finish))
     else:
         monkeypatch.setattr(Group, "move", lambda self, index: None)
     schedule = {"weights": [False] * 4, "ancestors": [True, False, False, False]}.get(
