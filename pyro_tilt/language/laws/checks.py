@@ -15,6 +15,7 @@ from pyro_tilt.rewards import log_tilt
 __all__ = [
     "check_beta",
     "check_n",
+    "compressed",
     "log_base",
     "log_one_minus_power",
     "log_weights",
@@ -23,6 +24,8 @@ __all__ = [
 ]
 
 _SLACK = 1e-4
+# Log weights further apart than this are as good as infinitely far.
+_FAR = 45.0
 
 
 def check_n(n: int) -> int:
@@ -88,6 +91,21 @@ def log_weights(base: Tensor, rewards: Tensor, beta: float) -> tuple[Tensor, Ten
     base, rewards = paired(base, rewards)
     tilts = log_tilt(rewards, check_beta(beta))
     return base, tilts.masked_fill(base == -math.inf, -math.inf)
+
+
+def compressed(weights: Tensor, n: int) -> Tensor:
+    """
+    Log weights from 0 down, with the gaps between neighbours cut to what still matters.
+
+    Large logarithms would lose the digits that small gaps need. A draw whose weight is below
+    another by a factor of e^45 / n is never chosen beside it, to double precision.
+    """
+    ordered, order = weights.sort(-1, descending=True)
+    gaps = (ordered[..., :-1] - ordered[..., 1:]).nan_to_num(nan=0.0, posinf=math.inf)
+    cut = gaps.clamp(max=_FAR + math.log(n)).masked_fill(ordered[..., 1:] == -math.inf, math.inf)
+    start = torch.zeros_like(ordered[..., :1]).masked_fill(ordered[..., :1] == -math.inf, -math.inf)
+    levels = torch.cat([start, start - cut.cumsum(-1)], -1)
+    return torch.empty_like(weights).scatter(-1, order, levels)
 
 
 def log_one_minus_power(log_x: Tensor, n: int) -> Tensor:

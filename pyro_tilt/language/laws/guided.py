@@ -16,6 +16,7 @@ from pyro_tilt.language.laws.checks import (
     paired,
     returned,
 )
+from pyro_tilt.language.laws.rejection import relative
 from pyro_tilt.language.laws.soft import soft_best_of_n
 
 __all__ = [
@@ -224,16 +225,8 @@ def exact_accept(
     small, big, values = _models(draft, target, rewards, log)
     weights = beta * _tilted(small, big, values, beta)
     weights = weights.masked_fill(small == -math.inf, -math.inf)
+    weights, bound = relative(weights, log_bound)
     joint = small + weights
-    bound = weights.amax(-1, keepdim=True)
-    if bool((bound == -math.inf).any()):
-        raise ValueError("every outcome has a reward of -inf: there is no tilted law")
-    if log_bound is not None:
-        if not bool((bound <= log_bound + 1e-9 * max(1.0, abs(log_bound))).all()):
-            raise ValueError(
-                f"log_bound {log_bound} lies below the largest weight {float(bound.max()):.6g}"
-            )
-        bound = torch.full_like(bound, log_bound)
     log_accept = joint.logsumexp(-1, keepdim=True) - bound
     log_miss = n * torch.log1p(-log_accept.clamp(max=0.0).exp())
     other = soft_best_of_n(big, values, beta, n, log=True)

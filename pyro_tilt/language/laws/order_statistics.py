@@ -58,7 +58,11 @@ def reward_classes(logs: Tensor, rewards: Tensor) -> tuple[Tensor, Tensor]:
     :param rewards: the same shape.
     """
     ordered, order = rewards.sort(-1)
-    cumulative = logs.gather(-1, order).logcumsumexp(-1)
+    ascending = logs.gather(-1, order)
+    after = torch.cat([ascending[..., 1:], torch.full_like(ascending[..., :1], -math.inf)], -1)
+    above = after.flip(-1).logcumsumexp(-1).flip(-1).exp()
+    # Near one, F comes from what is left above it: the power n would magnify rounding.
+    cumulative = torch.where(above < 0.5, torch.log1p(-above), ascending.logcumsumexp(-1))
     last = torch.searchsorted(ordered, rewards.contiguous(), right=True) - 1
     log_upto = cumulative.gather(-1, last)
     # The last place of a class names it.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_tilt.language.laws.checks import (
     check_n,
+    compressed,
     log_base,
     log_one_minus_power,
     log_weights,
@@ -98,7 +99,7 @@ def exp_best_of_n_parts(
     """
     check_n(n)
     logs, weights = log_weights(log_base(base, log), rewards, beta)
-    bound = _bound(weights, log_bound)
+    weights, bound = relative(weights, log_bound)
     _, miss = _exp_law(logs, weights, n, bound)
     miss = miss - torch.logsumexp(miss, -1, keepdim=True).masked_fill(
         miss.amax(-1, keepdim=True) == -math.inf, 0.0
@@ -152,7 +153,7 @@ def truncated_rejection(
     if fallback not in ("fresh", "last"):
         raise ValueError(f"fallback must be 'fresh' or 'last', got {fallback!r}")
     logs, weights = log_weights(log_base(base, log), rewards, beta)
-    bound = _bound(weights, log_bound)
+    weights, bound = relative(weights, log_bound)
     joint = logs + weights
     log_accept = joint.logsumexp(-1, keepdim=True) - bound
     log_hit = log_one_minus_power(log_accept, n)
@@ -166,17 +167,18 @@ def truncated_rejection(
     return returned(law, base, log)
 
 
-def _bound(weights: Tensor, log_bound: float | None) -> Tensor:
+def relative(weights: Tensor, log_bound: float | None) -> tuple[Tensor, Tensor]:
+    """Log weights and their bound, both less the largest weight, so that no digits are lost."""
     largest = weights.amax(-1, keepdim=True)
     if bool((largest == -math.inf).any()):
         raise ValueError("every outcome has a reward of -inf: there is no tilted law")
     if log_bound is None:
-        return largest
+        return weights - largest, torch.zeros_like(largest)
     if not bool((largest <= log_bound + 1e-9 * max(1.0, abs(log_bound))).all()):
         raise ValueError(
             f"log_bound {log_bound} lies below the largest tilt {float(largest.max()):.6g}"
         )
-    return torch.full_like(largest, log_bound)
+    return weights - largest, (log_bound - largest).clamp(min=0.0)
 
 
 def _exp_law(logs: Tensor, weights: Tensor, n: int, bound: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -185,6 +187,7 @@ def _exp_law(logs: Tensor, weights: Tensor, n: int, bound: Tensor | None) -> tup
 
     :param bound: shape (..., 1); None for no part.
     """
+    weights = compressed(weights, n)
     none = logs.masked_fill(weights > -math.inf, -math.inf).logsumexp(-1, keepdim=True)
     ordered, order = weights.sort(-1)
     p = logs.gather(-1, order)
@@ -209,6 +212,12 @@ def _slices(none: Tensor, log_mu: Tensor, lower: Tensor, upper: Tensor, n: int) 
     grown = log_mu - lower + torch.log(-torch.expm1(-width))
     grown = grown.masked_fill((log_mu == -math.inf) | (width == 0.0), -math.inf)
     after = torch.logaddexp(none, grown.logcumsumexp(-1))
+    # Near one, G comes from what is left above it: the power n would magnify rounding.
+    beyond = (log_mu[..., -1:] - upper[..., -1:]).masked_fill(
+        log_mu[..., -1:] == -math.inf, -math.inf
+    )
+    above = torch.cat([grown[..., 1:], beyond], -1).flip(-1).logcumsumexp(-1).flip(-1).exp()
+    after = torch.where(above < 0.5, torch.log1p(-above), after)
     share = (grown - after).masked_fill(grown == -math.inf, -math.inf)
     sizes = n * after + log_one_minus_power(share, n)
     return sizes.masked_fill(grown == -math.inf, -math.inf)

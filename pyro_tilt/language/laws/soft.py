@@ -8,14 +8,18 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_tilt.language.laws.checks import check_n, log_base, log_weights, returned
+from pyro_tilt.language.laws.checks import (
+    check_n,
+    compressed,
+    log_base,
+    log_weights,
+    returned,
+)
 
 __all__ = ["soft_best_of_n", "tilt"]
 
 # The trapezoid rule in log t converges like exp(-pi^2 / step): 1e-28 here.
 _STEP = 0.15
-# Levels of the weight further apart than this in logarithms are as good as infinitely far.
-_FAR = 45.0
 _CHUNK = 2**22
 
 
@@ -72,25 +76,10 @@ def soft_best_of_n(
     if n == 1:
         return returned(logs, base, log)
     flat = logs.reshape(-1, logs.shape[-1])
-    levels = _compressed(weights, n).reshape(flat.shape)
+    levels = compressed(weights, n).reshape(flat.shape)
     rows = [_integral(*row, n) for row in zip(flat, levels)]
     law = torch.stack(rows).reshape(logs.shape) if rows else logs
     return returned(law, base, log)
-
-
-def _compressed(weights: Tensor, n: int) -> Tensor:
-    """
-    Log weights below 0 with the gaps between neighbours cut to what still matters.
-
-    A draw whose weight is a factor of e^45 / n below another is never chosen beside it, to
-    double precision.
-    """
-    ordered, order = weights.sort(-1, descending=True)
-    gaps = (ordered[..., :-1] - ordered[..., 1:]).nan_to_num(nan=0.0, posinf=math.inf)
-    cut = gaps.clamp(max=_FAR + math.log(n)).masked_fill(ordered[..., 1:] == -math.inf, math.inf)
-    start = torch.zeros_like(ordered[..., :1]).masked_fill(ordered[..., :1] == -math.inf, -math.inf)
-    levels = torch.cat([start, start - cut.cumsum(-1)], -1)
-    return torch.empty_like(weights).scatter(-1, order, levels)
 
 
 def _integral(logs: Tensor, levels: Tensor, n: int) -> Tensor:
