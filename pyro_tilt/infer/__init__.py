@@ -7,6 +7,7 @@ from pyro_tilt.infer.budget import beta_for_kl
 from pyro_tilt.infer.certificate import Certificate, weakest
 from pyro_tilt.infer.cost import Cost, CountRows, counted
 from pyro_tilt.infer.errors import AcceptanceTooLow, SamplerWarning, SamplingError, ZeroWeights
+from pyro_tilt.infer.exp_best_of_n import ExpBestOfN
 from pyro_tilt.infer.importance_sampler import ImportanceSampler
 from pyro_tilt.infer.lcb import LCB
 from pyro_tilt.infer.merge import merge
@@ -16,9 +17,11 @@ from pyro_tilt.infer.rejection import Rejection
 from pyro_tilt.infer.sampler import Sampler
 from pyro_tilt.infer.selection import BlockBestOfN, SoftBestOfM
 from pyro_tilt.infer.smc import SMC
+from pyro_tilt.infer.soft_best_of_n import SoftBestOfN
 from pyro_tilt.infer.stepwise import StepwiseLCB
 from pyro_tilt.infer.storage import load, save
 from pyro_tilt.infer.tempered import TemperedSMC
+from pyro_tilt.infer.truncated_rejection import TruncatedRejection
 from pyro_tilt.infer.weighted_samples import WeightedSamples
 
 __all__ = [
@@ -32,6 +35,7 @@ __all__ = [
     "Cost",
     "CountRows",
     "Draws",
+    "ExpBestOfN",
     "ImportanceSampler",
     "ProgramProposal",
     "Rejection",
@@ -39,8 +43,10 @@ __all__ = [
     "SamplerWarning",
     "SamplingError",
     "SoftBestOfM",
+    "SoftBestOfN",
     "StepwiseLCB",
     "TemperedSMC",
+    "TruncatedRejection",
     "WeightedSamples",
     "ZeroWeights",
     "beta_for_kl",
