@@ -63,7 +63,7 @@ class Keeper:
         self.settings = dict(settings)
         if self.resumed is None:
             return None
-        _compare(self.resumed["settings"], self.settings)
+        compare(self.resumed["settings"], self.settings)
         return self.chains[self.chain] if self.chain < len(self.chains) else None
 
     def begin(self, generator: torch.Generator) -> None:
@@ -93,7 +93,7 @@ class Keeper:
         _same_values(messenger.values, saved["values"], saved["dropped"])
         position = len(self.finished)
         scans = [*state["finished"], state["scan"]]
-        _compare(scans[position], self.scan, f"scan '{name}'")
+        compare(scans[position], self.scan, f"scan '{name}'")
         like = [carry]
         if position == 0:
             after = messenger.step(step, carry, items[0])
@@ -176,7 +176,15 @@ _WORDS = {
 }
 
 
-def _compare(there: Mapping[str, Any], here: Mapping[str, Any], what: str = "the sampler") -> None:
+def compare(there: Mapping[str, Any], here: Mapping[str, Any], what: str = "the sampler") -> None:
+    """
+    Refuses settings other than those of the saved run.
+
+    :param there: the saved ones.
+    :param here: those of now.
+    :param what: whose they are.
+    :raises ResumeError: naming each that differs.
+    """
     odd = [name for name in here if there.get(name) != here[name]]
     if odd:
         reasons = [

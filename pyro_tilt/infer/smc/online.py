@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,13 @@ from torch import Tensor
 from pyro_tilt.infer.certificate import Certificate
 from pyro_tilt.infer.errors import SamplingError
 from pyro_tilt.infer.seeding import derive_seed, preserved_rng
+from pyro_tilt.infer.smc import snapshot
+from pyro_tilt.infer.smc.errors import ResumeError
+from pyro_tilt.infer.smc.keeper import compare
 from pyro_tilt.infer.smc.messenger import StepMessenger, Twist
 from pyro_tilt.infer.smc.plan import StepPlan
 from pyro_tilt.infer.smc.population import SCHEMES, Population
+from pyro_tilt.infer.smc.portable import pack, random_states, set_random_states, unpack
 from pyro_tilt.infer.smc.proposals import Proposal
 from pyro_tilt.infer.weighted_samples import WeightedSamples
 from pyro_tilt.ops.importance import log_mean_exp
@@ -141,6 +146,58 @@ class OnlineSMC:
             restore()
             error.partial = self.result()
             raise
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """
+        Writes the filter to a file as plain tensors, random states included.
+
+        :param path: the file, which is replaced where it exists.
+        """
+        messenger = self._running()
+        with self._random():
+            state = {
+                "settings": self._settings(),
+                "carry": pack(self.carry, "carry"),
+                "messenger": snapshot.of_messenger(messenger),
+                "random": random_states(messenger.population.generator),
+            }
+        snapshot.write(path, state)
+
+    def restore(self, path: str | PathLike[str]) -> OnlineSMC:
+        """
+        Goes on where a filter was saved: later steps are those it would have made, bit for bit.
+
+        To be called after :meth:`start`. Nothing in the file is executed. Without a seed the
+        global random states become those of the file.
+
+        :param path: what :meth:`save` wrote.
+        :returns: the filter itself.
+        :raises ResumeError: for a file of another filter.
+        """
+        messenger = self._running()
+        state = snapshot.read(path)
+        compare(state["settings"], self._settings(), "the filter")
+        try:
+            carry = unpack(state["carry"], self.carry)
+        except TypeError as error:
+            raise ResumeError(f"cannot resume: {error}") from None
+        snapshot.set_messenger(messenger, state["messenger"])
+        self.carry = carry
+        with self._random():
+            set_random_states(state["random"], messenger.population.generator)
+        return self
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "kind": type(self).__name__,
+            "num_particles": self.num_particles,
+            "seed": self.seed,
+            "resampling": self.resampling,
+            "ess_threshold": self.ess_threshold,
+            "max_plate_nesting": self.max_plate_nesting,
+            "proposal": self.proposal is not None,
+            "twist": self.twist is not None,
+        }
 
     @property
     def log_normalizer(self) -> Tensor:

@@ -278,6 +278,7 @@ class SMC(Sampler):
     def _settings(self, plan: StepPlan) -> dict[str, Any]:
         """What a run that goes on from a file must have in common with the saved one."""
         return {
+            "kind": type(self).__name__,
             "num_particles": self.num_samples,
             "num_chains": self.num_chains,
             "seed": self.seed,

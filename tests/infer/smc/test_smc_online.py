@@ -8,7 +8,7 @@ import torch
 
 from pyro_tilt import scan
 from pyro_tilt.infer import SMC, ZeroWeights
-from pyro_tilt.infer.smc import OnlineSMC, StepError
+from pyro_tilt.infer.smc import OnlineSMC, ResumeError, StepError
 
 DATA = torch.tensor([0.3, 1.0, 0.4, -0.6, 0.1, 0.9])
 
@@ -87,3 +87,33 @@ def test_a_stream_wants_a_start():
         stream.step(DATA[0])
     with pytest.raises(ValueError, match="resampling"):
         OnlineSMC(init, step, resampling="none")
+
+
+@pytest.mark.parametrize("seed", [5, None])
+def test_a_saved_filter_goes_on_as_if_nothing_had_happened(tmp_path, seed):
+    def make(**options):
+        return OnlineSMC(init, step, **{"num_particles": 80, "seed": seed, **options}).start()
+
+    path = tmp_path / "filter.pt"
+    pyro.set_rng_seed(8)
+    stream = make()
+    for k, y in enumerate(DATA):
+        if k == 3:
+            stream.save(path)
+        stream.step(y)
+    pyro.set_rng_seed(9)
+    again = make().restore(path)
+    for y in DATA[3:]:
+        again.step(y)
+    here, there = again.result(), stream.result()
+    for name in ("start", "x"):
+        assert torch.equal(here.samples[name], there.samples[name])
+    for name in ("ess", "resampled", "log_normalizer"):
+        assert torch.equal(here.steps[name], there.steps[name])
+    assert int(there.steps["resampled"].sum()) >= 2
+    assert torch.equal(here.log_weights, there.log_weights)
+    for options, words in (({"num_particles": 81}, "num_particles was 80"), ({"seed": 6}, "seed")):
+        with pytest.raises(ResumeError, match=words):
+            make(**options).restore(path)
+    with pytest.raises(RuntimeError, match="start"):
+        OnlineSMC(init, step).restore(path)
