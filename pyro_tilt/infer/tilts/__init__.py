@@ -11,6 +11,7 @@ from pyro_tilt.infer.tilts.normalizers import (
     telescoping_size,
     thermodynamic_normalizer,
 )
+from pyro_tilt.infer.tilts.normalizers_shared import SharedNormalizers, shared_normalizers
 from pyro_tilt.infer.tilts.protocols import DiffusionModel
 from pyro_tilt.infer.tilts.quadratic import QuadraticTilt
 
@@ -19,9 +20,11 @@ __all__ = [
     "LinearTilt",
     "Normalizer",
     "QuadraticTilt",
+    "SharedNormalizers",
     "isotropic_draws",
     "line_normalizer",
     "linear_tilt_draws",
+    "shared_normalizers",
     "telescoping_normalizer",
     "telescoping_size",
     "thermodynamic_normalizer",

@@ -145,6 +145,7 @@ def run_levels(
     :param eta: noise of the ancestral sampler.
     :param denoise: replaces the model's own prediction.
     :param progress: called with the rows of every step.
+    :raises ValueError: if a draw is not finite.
     """
     for now, then in zip(levels, levels[1:]):
         x, std = base.step(x, now, then, sampler=sampler, eta=eta, denoise=denoise)
@@ -152,6 +153,12 @@ def run_levels(
             x = torch.normal(x, x.new_tensor(std).expand(x.shape))
         if progress is not None:
             progress(len(x))
+    bad = int((~torch.isfinite(x)).flatten(1).any(-1).sum())
+    if bad:
+        raise ValueError(
+            f"{bad} of {len(x)} draws are not finite: the model's prediction broke down, as it "
+            "may where the tilt takes it far from what it was trained on (lower max_z)"
+        )
     return x
 
 
