@@ -312,7 +312,7 @@ def test_health_picks_the_plots_that_fit(weighted, clipped, stepped):
     assert "acceptance rate" not in found
     found = titles(plot_health(clipped(300)))
     assert "acceptance rate" in found and "k̂" not in found
-    assert "lowest effective sample size" in titles(plot_health(stepped()))
+    assert "lowest ESS" in titles(plot_health(stepped()))
 
 
 def test_health_carries_certificate_verdict_and_warnings(clipped):

@@ -18,17 +18,20 @@ if TYPE_CHECKING:
     from pyro_tilt.infer.weighted_samples import WeightedSamples
 
 
-def plot_evidence(result: WeightedSamples, *, ax: Axes | None = None) -> Axes:
+def plot_evidence(
+    result: WeightedSamples, *, exact: float | None = None, ax: Axes | None = None
+) -> Axes:
     """
     The log evidence of each run as it settles, with its error and the spread across runs.
 
     One-shot samplers show the log of the running mean weight with a band of two standard errors,
     from their weighted draws or, for a single run of independent draws, from the base proposals
-    kept. Samplers with steps show the running product of their increments, and what has no
-    running estimate a point for each run. The whole result stands as a horizontal line with a
-    band of two standard errors.
+    kept. Samplers with steps show the running product of their increments, which may hold a twist,
+    and at the end a mark for the evidence of each run; what has no running estimate shows the
+    marks alone. The whole result stands as a horizontal line with a band of two standard errors.
 
     :param result: the result of a sampler.
+    :param exact: the log evidence, where it is known, drawn as a dotted line.
     :param ax: axes to draw on, or None for a new figure.
     :return: the axes.
 
@@ -60,6 +63,10 @@ def plot_evidence(result: WeightedSamples, *, ax: Axes | None = None) -> Axes:
     ax.axhline(total, color=style.REFERENCE, linestyle="--", linewidth=1.2, label="all draws")
     if math.isfinite(error):
         ax.axhspan(total - 2 * error, total + 2 * error, color=style.BASE, alpha=0.25, linewidth=0)
+    if exact is not None:
+        _exact(ax, exact, label="exact")
+    if "log_normalizer" in result.steps and result.num_chains > 1:
+        _closely(ax, result, exact)
     return style.finish(
         ax,
         title=f"log evidence {plus_minus(total, error)}{_spread(result)}",
@@ -146,9 +153,48 @@ def _over_steps(ax: Axes, result: WeightedSamples) -> str:
             marker="o" if len(row) == 1 else None,
             label=_label(i, len(rows)),
         )
+    finals = reading.array(result.chain_log_normalizers)
+    for value, row, color in zip(finals, rows, style.run_colors(len(rows))):
+        ax.plot(len(row) + 1, value, color=color, marker="D", markersize=4, linestyle="none")
     total, error = float(result.log_normalizer), float(result.log_normalizer_error)
-    _limits(ax, [*rows, np.array([total - 2 * error, total, total + 2 * error])])
+    _limits(ax, [*rows, finals, np.array([total - 2 * error, total, total + 2 * error])])
+    style.whole_steps(ax)
     return "step"
+
+
+def _exact(ax: Axes, exact: float, label: str | None = None) -> None:
+    ax.axhline(exact, color=style.ALARM, linestyle=":", linewidth=1.8, label=label)
+    low, high = ax.get_ylim()
+    room = 0.05 * (high - low)
+    ax.set_ylim(min(low, exact - room), max(high, exact + room))
+
+
+def _closely(ax: Axes, result: WeightedSamples, exact: float | None) -> None:
+    """The final evidence of each run on a scale of its own, in a corner that the lines leave."""
+    rows, finals = (
+        reading.by_chain(result, "log_normalizer"),
+        reading.array(result.chain_log_normalizers),
+    )
+    if not np.isfinite(finals).all():
+        return
+    falls = rows[0, 0] > finals[0]
+    inset = ax.inset_axes((0.09 if falls else 0.56, 0.1, 0.4, 0.34))
+    total, error = float(result.log_normalizer), float(result.log_normalizer_error)
+    inset.axhline(total, color=style.REFERENCE, linestyle="--", linewidth=1.0)
+    if math.isfinite(error):
+        inset.axhspan(total - 2 * error, total + 2 * error, color=style.BASE, alpha=0.25, lw=0)
+    few = len(finals) <= style.MANY_RUNS
+    places = np.arange(1, len(finals) + 1)
+    inset.scatter(
+        places, finals, c=style.run_colors(len(finals)), marker="D", s=22 if few else 6, zorder=3
+    )
+    inset.set_xlim(0.3, len(finals) + 0.7)
+    inset.margins(y=0.2)
+    if exact is not None:
+        _exact(inset, exact)
+    inset.set_xticks(places if few else [])
+    inset.tick_params(labelsize=7.5)
+    inset.set_title("final, by run", fontsize=8.5, loc="left", pad=2)
 
 
 def _by_run(ax: Axes, result: WeightedSamples) -> str:

@@ -13,7 +13,9 @@ from pyro_tilt.diagnostics.plots import style
 from pyro_tilt.diagnostics.plots.acceptance import plot_acceptance
 from pyro_tilt.diagnostics.plots.ess import plot_ess
 from pyro_tilt.diagnostics.plots.evidence import plot_evidence
+from pyro_tilt.diagnostics.plots.genealogy import plot_genealogy
 from pyro_tilt.diagnostics.plots.reward import plot_reward
+from pyro_tilt.diagnostics.plots.steps import plot_steps
 from pyro_tilt.diagnostics.plots.weights import plot_weights
 from pyro_tilt.diagnostics.summary_text import headline, key_lines
 
@@ -34,7 +36,8 @@ def plot_health(result: WeightedSamples) -> Figure:
     """
     The plots that matter for a result on one page, with its certificate in words below.
 
-    Weighted draws show weights and effective sample size, samplers with a baseline or a bound show
+    Weighted draws show weights and effective sample size, samplers with steps show both step by
+    step and their lineages where they were kept, samplers with a baseline or a bound show
     acceptance; reward and evidence are shown where they are known.
 
     :param result: the result of a sampler.
@@ -114,8 +117,13 @@ def _panels(result: WeightedSamples) -> list[Callable[..., Any]]:
         panels.append(plot_acceptance)
     if weighted:
         panels.append(plot_weights)
-    if weighted or "ess" in result.steps:
+    stepped = "ess" in result.steps or "acceptance_rate" in result.steps
+    if stepped:
+        panels.append(plot_steps)
+    elif weighted:
         panels.append(plot_ess)
+    if result.paths is not None:
+        panels.append(plot_genealogy)
     if "reward" in result.stats:
         panels.append(plot_reward)
     if math.isfinite(float(result.log_normalizer)):

@@ -76,6 +76,17 @@ def finish(
     return ax
 
 
+def whole_steps(ax: Axes) -> None:
+    """
+    Puts the ticks of the horizontal axis on whole numbers.
+
+    :param ax: the axes.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
 def note(ax: Axes, text: str, *, x: float = 0.02, y: float = 0.02) -> None:
     """
     Writes a small remark into a corner of the axes.

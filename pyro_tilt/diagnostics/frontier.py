@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What reward a sampler reaches for the divergence it spends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from pyro_tilt.diagnostics import reading
+from pyro_tilt.diagnostics.estimators import Estimate, kl_to_base
+from pyro_tilt.infer.weighted_samples import WeightedSamples
+
+if TYPE_CHECKING:
+    Entry: TypeAlias = "WeightedSamples | Runnable | FrontierPoint"
+    Entries: TypeAlias = "Entry | Iterable[Entry] | Mapping[str, Entry | Iterable[Entry]]"
+
+
+class Runnable(Protocol):
+    """Anything that runs and returns a result, as every sampler does."""
+
+    def run(self, *args: Any, **kwargs: Any) -> WeightedSamples: ...
+
+
+@dataclass(frozen=True)
+class FrontierPoint:
+    """
+    One sampler at one strength.
+
+    :ivar label: of the sampler; points of one label make a curve.
+    :ivar kl: divergence from the base in nats; an upper bound of it where ``kl_is_bound``.
+    :ivar reward: expected reward of the draws.
+    :ivar beta: strength, where there is one.
+    :ivar kl_is_bound: whether the divergence is known only to be at most ``kl``.
+
+    >>> FrontierPoint("base", kl=Estimate(0.0, 0.0), reward=Estimate(1.0, 0.1)).kl_is_bound
+    False
+    """
+
+    label: str
+    kl: Estimate
+    reward: Estimate
+    beta: float | None = None
+    kl_is_bound: bool = False
+
+
+def reward_kl_frontier(entries: Entries, *args: Any, **kwargs: Any) -> list[FrontierPoint]:
+    r"""
+    Expected reward against divergence from the base, each with its Monte Carlo error.
+
+    Among all laws of a given :math:`\mathrm{KL}(q \,\|\, p)` the tilts
+    :math:`q \propto p\, e^{\beta r}` have the largest expected reward, so that their curve is the
+    frontier and other samplers lie on or below it. The reward is the mean over the draws as they
+    are, by their weights where they have any; the divergence is that of their target (see
+    :func:`kl_to_base`). Best-of-n has no beta and states an upper bound of its divergence.
+
+    :param entries: results, samplers or points; one of them, several, or a mapping of labels to
+        one or several. Several under one label make a curve.
+    :param args: arguments of the program, for the samplers, which are run.
+    :param kwargs: its keyword arguments.
+    :returns: points in the order given.
+    :raises TypeError: for anything else.
+    :raises ValueError: for a result without rewards.
+
+    >>> import pyro, pyro.distributions as dist
+    >>> from pyro_tilt.infer import ImportanceSampler
+    >>> program = lambda: pyro.sample("x", dist.Normal(0.0, 1.0))
+    >>> sampler = ImportanceSampler(
+    ...     program, reward=lambda x: x, beta=0.5, num_samples=100_000, seed=0
+    ... )
+    >>> (point,) = reward_kl_frontier(sampler)
+    >>> point.label, round(point.reward.value, 1), round(point.kl.value, 1)
+    ('ImportanceSampler', 0.5, 0.1)
+    """
+    return [_point(label, entry, args, kwargs) for label, entry in _labelled(entries)]
+
+
+def _labelled(entries: Any) -> Iterator[tuple[str | None, Any]]:
+    if isinstance(entries, Mapping):
+        for label, group in entries.items():
+            for _, entry in _labelled(group):
+                yield str(label), entry
+    elif _is_entry(entries):
+        yield None, entries
+    elif isinstance(entries, Iterable) and not isinstance(entries, str):
+        for entry in entries:
+            yield None, entry
+    else:
+        yield None, entries
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, WeightedSamples | FrontierPoint) or hasattr(entry, "run")
+
+
+def _point(
+    label: str | None, entry: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> FrontierPoint:
+    if isinstance(entry, FrontierPoint):
+        return entry
+    if not _is_entry(entry):
+        raise TypeError(
+            f"a frontier is made of results, samplers and FrontierPoints; got "
+            f"{type(entry).__name__}"
+        )
+    result = entry if isinstance(entry, WeightedSamples) else entry.run(*args, **kwargs)
+    name = label or result.sampler or "draws"
+    side = reading.after(result)
+    if side is None:
+        raise ValueError(
+            f"{name}: the frontier needs stats['reward'], which this result does not have"
+        )
+    kl = kl_to_base(result)
+    bound = result.info.get("kl_upper_bound", math.nan)
+    bounded = math.isnan(kl.value) and not math.isnan(bound)
+    return FrontierPoint(
+        name,
+        kl=Estimate(bound, 0.0) if bounded else kl,
+        reward=Estimate(side.mean, side.error),
+        beta=result.beta,
+        kl_is_bound=bounded,
+    )
