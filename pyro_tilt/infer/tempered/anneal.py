@@ -168,7 +168,8 @@ class Annealing:
         self.particles = self.particles.index(index)
         self.ancestor = self.ancestor[index]
         self.log_cumulative = self.log_cumulative.new_zeros(count)
-        return len(index.unique())
+        # Systematic resampling leaves its indices in order.
+        return int(index.diff().count_nonzero()) + 1
 
     def _note(self, moved: Moved, **values: float) -> None:
         values |= {

@@ -15,6 +15,8 @@ from pyro_tilt.infer.tempered.schedule import Tuning, scaled
 
 __all__ = ["IndependentKernel", "Kernel", "RandomWalkKernel", "accept", "move", "population_shape"]
 
+_BOLD = 4
+
 
 class Kernel(ABC):
     """
@@ -120,10 +122,12 @@ class RandomWalkKernel(Kernel):
 
     .. math:: \log a = \log p(u') - \log p(u) + \lambda (\log w' - \log w)
 
+    A quarter of the particles, picked anew for every move, steps with s = 1, across the
+    population; the others take the step size that is adapted to what lies around them.
     """
 
     name = "rwm"
-    target_acceptance = 0.3
+    target_acceptance = 0.4
     longest_step = 1.0
 
     def shape(self, particles: Particles) -> Tensor:
@@ -143,9 +147,10 @@ class RandomWalkKernel(Kernel):
         noise = gaussian_like(position, generator)
         step = shaped(noise, tuning.shape) * (2.38 / math.sqrt(max(position.shape[1], 1)))
         if tuning.step_size != 1.0:
-            lot = torch.rand(len(position), device=position.device, generator=generator)
-            sizes = torch.where(lot < 0.5, 1.0, tuning.step_size).to(position.dtype)
-            step = step * sizes.unsqueeze(-1)
+            start = int(torch.randint(_BOLD, (), device=position.device, generator=generator))
+            sizes = torch.full_like(position[:, :1], tuning.step_size)
+            sizes[start::_BOLD] = 1.0
+            step = step * sizes
         proposed = density.evaluate(position + step)
         assert proposed.log_prior is not None
         ratio = proposed.log_prior - particles.log_prior

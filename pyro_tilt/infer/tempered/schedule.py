@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from scipy.optimize import brentq
 from torch import Tensor
 
 from pyro_tilt.ops.importance import effective_sample_size
 
 __all__ = ["Schedule", "Stage", "Tuning", "check_schedule", "next_temperature", "scaled"]
 
-_BISECTIONS, _TOLERANCE = 100, 1e-7
+_TOLERANCE, _RELATIVE, _STEP = 1e-7, 1e-8, 1e-300
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,14 +131,9 @@ def next_temperature(
     target, most = threshold * len(log_weights), float(effective_sample_size(alive))
     if most <= target:
         target = threshold * most
-    low, high = 0.0, 1.0 - beta
-    if size(high) >= target:
+    if size(1.0 - beta) >= target:
         return 1.0
-    for _ in range(_BISECTIONS):
-        middle = 0.5 * (low + high)
-        here = size(middle)
-        if abs(here - target) <= _TOLERANCE * target:
-            return beta + middle
-        low, high = (middle, high) if here > target else (low, middle)
-    # The upper end of the bracket always makes headway.
-    return min(beta + high, 1.0)
+    # Short of the target by a hair, so that a threshold of one makes headway as well.
+    target *= 1.0 - _TOLERANCE
+    step = brentq(lambda power: size(power) - target, 0.0, 1.0 - beta, xtol=_STEP, rtol=_RELATIVE)
+    return min(beta + max(step, _STEP), 1.0)
