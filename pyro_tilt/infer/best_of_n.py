@@ -16,6 +16,8 @@ from pyro_tilt.infer.pooled import BASE_DRAWS_KEPT, refuse_shared_minibatches
 from pyro_tilt.infer.proposal import Draws, ProgramProposal
 from pyro_tilt.infer.sampler import Run, Sampler, check_count
 from pyro_tilt.infer.weighted_samples import BaseDraws, WeightedSamples
+from pyro_tilt.poutine import align
+from pyro_tilt.poutine.align import Of
 
 __all__ = ["BestOfN"]
 
@@ -38,6 +40,8 @@ class BestOfN(Sampler):
     :param program: a Pyro program without observations; see :class:`~pyro_tilt.infer.Sampler`
         for it and all options not named here.
     :param reward: the reward, of which only the order counts.
+    :param of: what the reward reads, as in :func:`~pyro_tilt.poutine.align`: a site or several; by
+        default the return value.
     :param int n: draws to choose from.
     :raises TypeError: for a beta.
     :raises ValueError: if the program has observations, factors or an alignment of its own, of
@@ -58,13 +62,17 @@ class BestOfN(Sampler):
     """
 
     def __init__(
-        self, program: Callable[..., Any], *, reward: Any, n: int = 16, **options: Any
+        self,
+        program: Callable[..., Any],
+        *,
+        reward: Any,
+        of: Of = None,
+        n: int = 16,
+        **options: Any,
     ) -> None:
-        refuse_beta(type(self).__name__, options)
-        if reward is None:
-            raise ValueError("BestOfN chooses by the reward alone: give reward=")
         self.n = check_count("n", n)
-        super().__init__(program, reward=reward, **options)
+        program = align_for_choice(type(self).__name__, program, reward, of, options)
+        super().__init__(program, **options)
 
     def _sample(self, run: Run) -> WeightedSamples:
         refuse_factors(type(self).__name__, run.proposal)
@@ -130,6 +138,26 @@ class BestOfN(Sampler):
             best, place, start = batch, column, start + width
         assert best is not None and place is not None
         return best, place
+
+
+def align_for_choice(
+    name: str, program: Callable[..., Any], reward: Any, of: Of, options: dict[str, Any]
+) -> Callable[..., Any]:
+    """
+    The program with the reward that a choice goes by.
+
+    :param name: of the sampler, for errors.
+    :param program: a Pyro program.
+    :param reward: the reward.
+    :param of: what it reads.
+    :param options: of the sampler, which may hold no beta.
+    :raises TypeError: for a beta.
+    :raises ValueError: without a reward.
+    """
+    refuse_beta(name, options)
+    if reward is None:
+        raise ValueError(f"{name} chooses by the reward alone: give reward=")
+    return align(program, reward, 1.0, of=of)
 
 
 def refuse_beta(name: str, options: dict[str, Any]) -> None:

@@ -142,6 +142,42 @@ def test_certificate_and_absence_of_an_evidence():
     assert "best-of-n law" in str(result.summary())
 
 
+def pair():
+    x = pyro.sample("x", dist.Categorical(BASE))
+    y = pyro.sample("y", dist.Normal(0.0, 1.0))
+    return x, y
+
+
+@pytest.mark.parametrize("of", ["x", ["x"]])
+def test_the_reward_may_read_a_site(of):
+    def reward(value):
+        return TABLE[value["x"] if isinstance(value, dict) else value].clamp(min=-9.0)
+
+    result = BestOfN(pair, reward=reward, of=of, n=3, num_samples=50_000, seed=2).run()
+    law = best_law(BASE, TABLE.clamp(min=-9.0), 3)
+    assert chi_square(result.samples["x"], law) > P_VALUE
+    # What the reward does not read keeps its law.
+    assert stats.kstest(result.samples["y"].numpy(), "norm").pvalue > P_VALUE
+    with pytest.raises(ValueError, match="'z'"):
+        BestOfN(pair, reward=lambda z: z, of="z").run()
+
+
+def test_one_class_of_ties_keeps_the_law_of_the_program():
+    flat = BestOfN(pair, reward=lambda v: 0.0 * v[1], n=8, num_samples=50_000, seed=4).run()
+    assert chi_square(flat.samples["x"], BASE) > P_VALUE
+    assert bool((flat.stats["index"] == 0).all())
+
+
+def test_rewards_of_a_wrong_shape_or_infinite_are_named():
+    for reward, match in (
+        (lambda v: v[1].unsqueeze(-1), "shape"),
+        (lambda v: torch.zeros(()), "shape"),
+        (lambda v: v[1] + math.inf, "inf"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            BestOfN(pair, reward=reward).run()
+
+
 def test_chains_are_independent_and_reproduce():
     options = {"reward": rewards.Linear(torch.tensor(1.0)), "n": 3, "num_samples": 30, "seed": 1}
     pyro.set_rng_seed(5)

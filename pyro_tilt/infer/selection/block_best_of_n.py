@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_tilt.infer.best_of_n import refuse_beta, refuse_factors, warn_of_excluded
+from pyro_tilt.infer.best_of_n import align_for_choice, refuse_factors, warn_of_excluded
 from pyro_tilt.infer.certificate import Certificate
 from pyro_tilt.infer.cost import Cost
 from pyro_tilt.infer.sampler import Run, check_count
@@ -17,6 +17,7 @@ from pyro_tilt.infer.selection.engine import StepSelector
 from pyro_tilt.infer.selection.groups import Choose, Selected
 from pyro_tilt.infer.selection.messenger import Value
 from pyro_tilt.infer.weighted_samples import WeightedSamples
+from pyro_tilt.poutine.align import Of
 
 __all__ = ["BlockBestOfN"]
 
@@ -34,7 +35,8 @@ class BlockBestOfN(StepSelector):
 
     :param program: a Pyro program with one :func:`~pyro_tilt.scan` and no observations; see
         :class:`~pyro_tilt.infer.Sampler` for it and all options not named here.
-    :param reward: the reward of the program's return value.
+    :param reward: the reward, which takes part in the last choice.
+    :param of: what it reads, as in :func:`~pyro_tilt.poutine.align`; by default the return value.
     :param value: a function of the carry and of the element of ``xs`` that made it to one number
         per particle, of which only the order counts; None takes the twists that the program states.
     :param int n: copies of a block.
@@ -66,17 +68,16 @@ class BlockBestOfN(StepSelector):
         program: Callable[..., Any],
         *,
         reward: Any,
+        of: Of = None,
         value: Value | None = None,
         n: int = 5,
         block: int = 5,
         **options: Any,
     ) -> None:
-        refuse_beta(type(self).__name__, options)
-        if reward is None:
-            raise ValueError("BlockBestOfN ends by a choice by the reward: give reward=")
         self.n = check_count("n", n)
         steps = check_count("block", block)
-        super().__init__(program, width=self.n, steps=steps, value=value, reward=reward, **options)
+        program = align_for_choice(type(self).__name__, program, reward, of, options)
+        super().__init__(program, width=self.n, steps=steps, value=value, **options)
 
     def _choose(self, run: Run) -> Choose:
         def choose(values: Tensor) -> Tensor:

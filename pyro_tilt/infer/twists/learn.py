@@ -77,7 +77,9 @@ def learn_twists(
     the losses of ``twist.report``.
 
     A learned twist is finite everywhere, so a sampler that uses it keeps its exactness however
-    poor the fit.
+    poor the fit. At strong tilts the evidence, unbiased though it is, has a skewed law, under exact
+    values too: the mean of a few hundred runs then mostly lies below it, because the rare runs
+    that make up for it are missing. More particles per run shorten the tail; more runs hardly do.
 
     :param program: a Pyro program with steps, usually from :func:`~pyro_tilt.poutine.align`.
     :param args: its arguments.
