@@ -15,6 +15,9 @@ estimate is
 
 .. math:: \binom{N_r - 2}{r - 2} \Big/ \Bigl[\binom{N_r - 1}{r - 1}
     - \binom{N_r - 1 - m}{r - 1}\Bigr].
+
+Fresh proposals from :math:`y` give another, :math:`\frac1k \sum_i e^{\min(A_i, b)}`, which varies
+less than as many proposals spent on acceptances.
 """
 
 from __future__ import annotations
@@ -25,8 +28,9 @@ import torch
 from torch import Tensor
 
 from pyro_tilt.infer.stepwise.rounds import Accepted
+from pyro_tilt.ops.importance import log_mean_exp
 
-__all__ = ["log_normalizer_estimate", "path_weight_increment"]
+__all__ = ["fresh_weight_increment", "log_normalizer_estimate", "path_weight_increment"]
 
 
 def log_normalizer_estimate(
@@ -70,8 +74,29 @@ def path_weight_increment(
     :param max_proposals: the cap on the first one.
     """
     count = found.later.clamp(min=acceptances)
-    added = log_normalizer_estimate(baseline, count, acceptances, max_proposals)
-    added = added - torch.minimum(found.log_weights, baseline)
+    estimate = log_normalizer_estimate(baseline, count, acceptances, max_proposals)
+    return _increment(estimate, found, baseline, log_factors)
+
+
+def fresh_weight_increment(
+    found: Accepted, baseline: Tensor, log_factors: Tensor | None, A: Tensor
+) -> Tensor:
+    """
+    As :func:`path_weight_increment`, without a cap, from proposals that serve nothing else.
+
+    :param found: what the chains accepted.
+    :param baseline: b, shape (n,).
+    :param log_factors: the true log factors of the step, shape (n,).
+    :param A: of fresh proposals, shape (n, k).
+    """
+    estimate = log_mean_exp(torch.minimum(A, baseline.unsqueeze(-1)))
+    return _increment(estimate, found, baseline, log_factors)
+
+
+def _increment(
+    estimate: Tensor, found: Accepted, baseline: Tensor, log_factors: Tensor | None
+) -> Tensor:
+    added = estimate - torch.minimum(found.log_weights, baseline)
     if log_factors is not None:
         added = added + log_factors.to(added)
     return added.masked_fill(found.capped, -torch.inf)

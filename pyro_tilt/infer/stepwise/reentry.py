@@ -5,17 +5,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
 
 from pyro_tilt.infer.proposal import RULES, ProgramProposal
 from pyro_tilt.infer.stepwise.rows import draw_rows, put_rows
 from pyro_tilt.ops.importance import as_double
+from pyro_tilt.poutine.capture_messenger import CaptureMessenger
 from pyro_tilt.poutine.particle_plate import ParticlePlate
 from pyro_tilt.poutine.weight_messenger import WeightMessenger
 from pyro_tilt.rewards import log_tilt
@@ -113,6 +117,7 @@ class ReentryMessenger(WeightMessenger):
         self._on_scan: Callable[[str, Step, Any, list[Any]], Any] = _stop
         self._plate = _Plate(1, dim)
         self._claimed: dict[str, int] = {}
+        self.wanted: frozenset[str] = frozenset()
 
     def start(self, size: int) -> Pass:
         """Draws what lies before the scan."""
@@ -120,6 +125,11 @@ class ReentryMessenger(WeightMessenger):
 
         def note(name: str, step: Step, carry: Any, xs: list[Any]) -> Any:
             carries.append(carry)
+            if self.num_steps not in (0, len(xs)):
+                raise ValueError(
+                    f"scan '{name}' has {len(xs)} steps in one run and {self.num_steps} in "
+                    "another; every run must take the same number of steps"
+                )
             self.num_steps = len(xs)
             raise _Reached
 
@@ -144,16 +154,51 @@ class ReentryMessenger(WeightMessenger):
         self._check_step(taken, index)
         return taken
 
-    def last(self, start: dict[str, Tensor], size: int, move: Callable[[Step, Any], Any]) -> Pass:
-        """The last step, ``move(step, x)``, and all that follows, for ``size`` particles."""
+    def last(
+        self,
+        start: dict[str, Tensor],
+        middle: dict[str, Tensor],
+        size: int,
+        move: Callable[[Step, Any], Any],
+    ) -> Pass:
+        """
+        The last step, ``move(step, x)``, and all that follows, for ``size`` particles.
+
+        :param start: values of the sites before the scan.
+        :param middle: values of sites of other steps that a reward will ask for.
+        """
 
         def call(name: str, step: Step, carry: Any, xs: list[Any]) -> Any:
+            for capture in self._captures():
+                for site in capture.keep & middle.keys():
+                    capture.names[site] = None
+                    capture.values[site] = middle[site]
             return move(step, xs[-1])
 
         self.rows += size
         self.tail_rows += size
         self._run(size, start, call)
         return self._taken(None)
+
+    def note_wanted(self) -> None:
+        """
+        Finds the sites that rewards read; to be called at the scan.
+
+        :raises ValueError: for a reward that reads the whole trace.
+        """
+        captures = self._captures()
+        self.wanted = frozenset[str]().union(*(each.keep for each in captures))
+        for here, inner in pairwise(_PYRO_STACK):
+            if here in captures and isinstance(inner, TraceMessenger):
+                raise ValueError(
+                    "align(of='trace'): step by step there is no trace of a whole run; name the "
+                    "sites that the reward reads, as in of=['x_1', 'x_0']"
+                )
+
+    def _captures(self) -> list[CaptureMessenger]:
+        """What collects the values of sites for the rewards of this program."""
+        within = _PYRO_STACK[_PYRO_STACK.index(self) :]
+        return [each for each in within if isinstance(each, CaptureMessenger)]
 
     def kernel(self, taken: Pass) -> Kernel | None:
         """The law of the step, where nothing but its one value matters."""

@@ -9,18 +9,64 @@ import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
-__all__ = ["draw_rows", "put_rows"]
+from pyro_tilt.ops.reindex import reindex
+
+__all__ = ["draw_rows", "fork", "is_shared", "put_rows", "spread"]
+
+
+def fork(carry: Any, index: Tensor, size: int) -> Any:
+    """
+    Some particles of a carry, in memory of their own, so that a step may change it in place.
+
+    :param carry: see :func:`~pyro_tilt.ops.reindex`, which would itself reorder a cache in place.
+    :param index: which particles, shape (M,).
+    :param size: number of particles in ``carry``.
+    """
+    if is_shared(carry, size):
+        return copy.deepcopy(carry)
+    return reindex(copy.deepcopy(carry) if _reorders(carry) else carry, index, size=size)
+
+
+def is_shared(carry: Any, size: int) -> bool:
+    """Whether a carry is the same for all particles, as a first one may be."""
+    tensors = [leaf for leaf in tree_leaves(carry) if isinstance(leaf, Tensor)]
+    return bool(tensors) and not any(each.shape[:1] == (size,) for each in tensors)
+
+
+def spread(carry: Any, size: int) -> Any:
+    """A carry for functions of single particles, who all see the same where it is shared."""
+    if not is_shared(carry, size):
+        return carry
+    return tree_map(
+        lambda leaf: leaf.expand(size, *leaf.shape) if isinstance(leaf, Tensor) else leaf, carry
+    )
+
+
+def _reorders(state: Any) -> bool:
+    if isinstance(state, Tensor):
+        return False
+    if isinstance(state, Mapping):
+        return any(_reorders(each) for each in state.values())
+    if isinstance(state, list | tuple):
+        return any(_reorders(each) for each in state)
+    if dataclasses.is_dataclass(state):
+        fields = dataclasses.fields(state)
+        return any(_reorders(getattr(state, field.name)) for field in fields)
+    return hasattr(state, "reorder_cache")
 
 
 def put_rows(state: Any, rows: Tensor, new: Any, *, path: str = "carry") -> Any:
     """
     The state with some particles replaced; the counterpart of :func:`~pyro_tilt.ops.reindex`.
 
-    :param state: any nesting of tensors in tuples, named tuples, lists, dicts and dataclasses.
+    :param state: any nesting of tensors in tuples, named tuples, lists, dicts and dataclasses, and
+        of objects with a ``__dict__`` such as caches, whose attributes are walked alike.
     :param rows: which particles, shape (M,).
     :param new: the same nesting, each tensor of shape (M, ...).
     :param path: what an error calls ``state``.
@@ -30,9 +76,19 @@ def put_rows(state: Any, rows: Tensor, new: Any, *, path: str = "carry") -> Any:
     [0.0, 0.0, 1.0]
     """
     if isinstance(state, Tensor):
+        if state.shape[1:] != new.shape[1:] or len(new) != len(rows):
+            raise ValueError(
+                f"{path}: {len(rows)} particles brought back a tensor of shape "
+                f"{tuple(new.shape)} where all hold {tuple(state.shape)}"
+            )
         return state.index_copy(0, rows.to(state.device), new.to(state.dtype))
+    moved: Any
+    if isinstance(state, np.ndarray):
+        moved = state.copy()
+        moved[rows.cpu().numpy()] = new
+        return moved
     if isinstance(state, Mapping):
-        moved: Any = copy.copy(state)
+        moved = copy.copy(state)
         for key in state:
             moved[key] = put_rows(state[key], rows, new[key], path=f"{path}[{key!r}]")
         return moved
@@ -52,10 +108,31 @@ def put_rows(state: Any, rows: Tensor, new: Any, *, path: str = "carry") -> Any:
     if state is None or isinstance(state, numbers.Number | str | bytes):
         # What particles share is the new step's, as a counter of steps is.
         return new
+    if hasattr(state, "__dict__") and type(state) is type(new):
+        moved = copy.copy(state)
+        for name, old in vars(state).items():
+            each = getattr(new, name)
+            kept = _is_shared(old, each, rows)
+            moved.__dict__[name] = (
+                each if kept else put_rows(old, rows, each, path=f"{path}.{name}")
+            )
+        return moved
+    if type(state) is type(new) and isinstance(state, torch.dtype | torch.device | torch.Size):
+        return new
     raise TypeError(
         f"{path}: a step that is drawn again for some chains cannot put their rows back into "
         f"{type(state).__name__}; carry tensors in tuples, lists, dicts or dataclasses"
     )
+
+
+def _is_shared(old: Any, new: Any, rows: Tensor) -> bool:
+    """Whether an attribute of an object of unknown kind belongs to no particle."""
+    if callable(old) or isinstance(old, torch.dtype | torch.device | torch.Size):
+        return True
+    if not isinstance(old, Tensor):
+        return False
+    # A row axis follows the number of rows; what keeps its shape is common to all.
+    return not old.dim() or (old.shape == new.shape and len(new) != len(rows))
 
 
 _PARAMETERS: dict[type, tuple[str, ...]] = {

@@ -4,32 +4,32 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
-from pyro_tilt.infer.errors import SamplerWarning
+from pyro_tilt.infer.errors import SamplingError
 from pyro_tilt.infer.pooled import refuse_shared_minibatches
 from pyro_tilt.infer.program_sites import ProgramSites
 from pyro_tilt.infer.sampler import Run, Sampler, check_count
+from pyro_tilt.infer.smc.errors import StepError
 from pyro_tilt.infer.smc.lineage import check_lineage as preflight
-from pyro_tilt.infer.smc.paths import Paths
 from pyro_tilt.infer.smc.plan import StepPlan
-from pyro_tilt.infer.stepwise.certificate import stepwise_certificate
+from pyro_tilt.infer.stepwise.baselines import StateRule
 from pyro_tilt.infer.stepwise.chains import Chains
+from pyro_tilt.infer.stepwise.learned import LearnedBaselines
+from pyro_tilt.infer.stepwise.results import finished, interim
+from pyro_tilt.infer.stepwise.sources import BaselineSource, Drawn, Given, KnownMgf
 from pyro_tilt.infer.weighted_samples import WeightedSamples
-from pyro_tilt.ops.importance import log_evidence
 
 __all__ = ["StepwiseLCB"]
 
 Value = Callable[[Any, Any], Tensor]
-Rule = Literal["chernoff", "budget", "exchange"]
+Rule = Literal["chernoff", "budget", "exchange", "learned"]
 
 
 class StepwiseLCB(Sampler):
@@ -119,18 +119,19 @@ class StepwiseLCB(Sampler):
         *,
         value: Value,
         baseline: Rule | Value = "chernoff",
-        epsilon: float = 0.05,
+        epsilon: float | Sequence[float] = 0.05,
         log_mgf: Callable[[Any, Any, Tensor], Tensor] | None = None,
         budget: float = 10.0,
         exchange_rate: float = 100.0,
         num_inner: int = 128,
         num_start: int = 4096,
+        num_training: int = 4000,
         tilt_start: bool = True,
         value_bound: tuple[float, float] | None = None,
         confidence: float = 0.95,
         max_proposals: int | None = None,
         min_acceptance: float = 1e-6,
-        path_weights: bool | int = False,
+        path_weights: bool | int | Literal["fresh"] = False,
         keep_paths: bool = False,
         check_lineage: bool | None = None,
         **options: Any,
@@ -144,14 +145,13 @@ class StepwiseLCB(Sampler):
         for name, function in (("value", value), ("log_mgf", log_mgf)):
             if function is not None and not callable(function):
                 raise TypeError(f"{name} must be a function, got {type(function).__name__}")
-        if not callable(baseline) and baseline not in ("chernoff", "budget", "exchange"):
+        if not callable(baseline) and baseline not in get_args(Rule):
             raise ValueError(
-                "baseline must be 'chernoff', 'budget', 'exchange' or a function of state and "
-                f"step, got {baseline!r}"
+                "baseline must be 'chernoff', 'budget', 'exchange', 'learned' or a function of "
+                f"state and step, got {baseline!r}"
             )
-        if log_mgf is not None and baseline == "exchange":
-            raise ValueError("baseline='exchange' needs draws, and log_mgf gives none; drop one")
-        _between("epsilon", epsilon, 0.0, 1.0)
+        if log_mgf is not None and baseline in ("exchange", "learned"):
+            raise ValueError(f"baseline={baseline!r} needs draws, and log_mgf gives none; drop one")
         _between("confidence", confidence, 0.0, 1.0)
         _between("min_acceptance", min_acceptance, 0.0, 1.0)
         if not 1.0 <= budget < math.inf:
@@ -160,9 +160,12 @@ class StepwiseLCB(Sampler):
         self.value, self.log_mgf = value, log_mgf
         self.baseline = baseline
         self.rule = "given" if callable(baseline) else baseline
-        self.epsilon, self.budget, self.exchange_rate = epsilon, budget, exchange_rate
+        self.epsilon = _checked_epsilon(epsilon)
+        self.budget, self.exchange_rate = budget, exchange_rate
+        self.learned: LearnedBaselines | None = None
         self.num_inner = check_count("num_inner", num_inner, at_least=2)
         self.num_start = check_count("num_start", num_start, at_least=2)
+        self.num_training = check_count("num_training", num_training, at_least=100)
         self.tilt_start, self.keep_paths = tilt_start, keep_paths
         self.value_bound = _checked_bound(value_bound)
         self.confidence = confidence
@@ -170,9 +173,13 @@ class StepwiseLCB(Sampler):
             None if max_proposals is None else check_count("max_proposals", max_proposals)
         )
         self.min_acceptance = min_acceptance
-        self.path_weights = 2 if path_weights is True else int(path_weights)
-        if self.path_weights and self.path_weights < 2:
-            raise ValueError(f"path_weights needs at least 2 acceptances, got {path_weights!r}")
+        self.path_weights = path_weights
+        self.acceptances = _acceptances(path_weights)
+        if path_weights == "fresh" and max_proposals is not None:
+            raise ValueError(
+                "path_weights='fresh' and max_proposals do not go together; count acceptances "
+                "instead, as in path_weights=10"
+            )
         self.check_lineage = check_lineage
 
     def _proposal(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepPlan:
@@ -186,8 +193,54 @@ class StepwiseLCB(Sampler):
             preflight(self.program, args, kwargs, max_plate_nesting=plan.max_plate_nesting)
         return plan
 
+    def source(self) -> BaselineSource:
+        """Where the baselines of a run come from."""
+        if callable(self.baseline):
+            return Given(self.baseline)
+        if self.rule == "learned":
+            assert self.learned is not None
+            return Given(self.learned)
+        if self.log_mgf is not None:
+            return KnownMgf(self.state_rule, self.log_mgf)
+        return Drawn(self.state_rule, self.num_inner)
+
+    def state_rule(self, epsilon: float) -> StateRule:
+        """How the baseline of a state is chosen at a step with this share of epsilon."""
+        name = "chernoff" if self.rule in ("given", "learned") else self.rule
+        return StateRule(name, epsilon, self.budget, self.exchange_rate)
+
+    def share(self, place: int, num_steps: int) -> float:
+        """The share of epsilon of a step, -1 for the start."""
+        if isinstance(self.epsilon, float):
+            return self.epsilon / (num_steps + 1)
+        if len(self.epsilon) != num_steps + 1:
+            raise ValueError(
+                f"epsilon has {len(self.epsilon)} entries; give one for the start and one for "
+                f"each of the {num_steps} steps, or a number"
+            )
+        return self.epsilon[place + 1]
+
+    @property
+    def aim(self) -> float | None:
+        """The clipped mass that the baselines were made for, where they were made for one."""
+        source = self.learned if self.rule == "learned" else self.baseline
+        if isinstance(source, LearnedBaselines):
+            return source.epsilon if source.rule in ("chernoff", "marginal") else None
+        if self.rule != "chernoff":
+            return None
+        return self.epsilon if isinstance(self.epsilon, float) else sum(self.epsilon)
+
+    @property
+    def remedy(self) -> str:
+        """What helps where more was clipped."""
+        if self.rule != "chernoff":
+            return "the training chains missed values that matter. Train on more of them"
+        return f"num_inner = {self.num_inner} proposals missed values that matter. Raise num_inner"
+
     def _sample(self, run: Run) -> WeightedSamples:
         refuse_shared_minibatches(run)
+        if self.rule == "learned" and self.learned is None:
+            self._learn(run)
         generator = torch.Generator().manual_seed(run.accept_seed)
         groups: list[Chains] = []
         # The bar counts steps of chains, whose number the first group shows.
@@ -196,95 +249,55 @@ class StepwiseLCB(Sampler):
                 size = min(self.max_batch, self.num_samples - first)
                 chains = Chains(self, run, size, group, generator)
                 chains.on_step = partial(_progress, bar, chains, self.num_samples)
-                chains.advance()
+                try:
+                    chains.advance()
+                except Exception as error:
+                    late = self._broken(run, groups, chains, error)
+                    if late is error:
+                        raise
+                    raise late from error
                 groups.append(chains)
-        return self._result(run, groups)
+        return finished(self, run, groups)
 
-    def _result(self, run: Run, groups: Sequence[Chains]) -> WeightedSamples:
-        plan = run.proposal
-        assert isinstance(plan, StepPlan)
-        terms = torch.cat([g.clipping for g in groups])
-        capped = torch.cat([g.capped for g in groups])
-        proposals = torch.cat([g.proposals for g in groups])
-        log_path = torch.cat([g.log_path for g in groups])
-        placed = [plan.layout(g.values, {}, g.size) for g in groups]
-        samples = {name: torch.cat([each[name] for each in placed]) for name in placed[0]}
-        stats = {"proposals": proposals, "capped": capped, "clipping": terms}
-        if groups[0].rewards:
-            stats["reward"] = torch.cat([plan._combine(g.rewards) for g in groups])
-        certificate = stepwise_certificate(
-            terms,
-            capped,
-            width=_widest([g.width() for g in groups]),
-            confidence=self.confidence,
-            may_cap=self.max_proposals is not None,
-        )
-        log_z, error = terms.new_tensor(math.nan), terms.new_tensor(math.nan)
-        weighed = self.path_weights and bool((log_path > -math.inf).any())
-        if weighed:
-            log_z, error = log_evidence(log_path)
-        self._warn(int(capped.sum()), terms)
-        return WeightedSamples(
-            kind="iid",
-            samples=samples,
-            log_weights=torch.full_like(terms, float(log_z) if weighed else 0.0),
-            log_normalizer=log_z,
-            log_normalizer_error=error,
-            residual_log_weights=log_path - log_z if weighed else None,
-            certificate=certificate,
-            cost=self._cost(run, groups),
-            stats=stats,
-            steps=_steps(groups),
-            beta=plan.beta if "reward" in stats else None,
-            info=self._info(groups, proposals, terms),
-            sampler="LCB",
-            program=self.program,
-            args=run.args,
+    def _learn(self, run: Run) -> None:
+        """Trains the baselines for this and every later run of the sampler."""
+        from pyro_tilt.infer.stepwise.learn import learn_baselines
+
+        self.learned = learn_baselines(
+            self.program,
+            *run.args,
             kwargs=run.kwargs,
-            paths=Paths([g.paths for g in groups if g.paths]) if self.keep_paths else None,
+            value=self.value,
+            epsilon=self.epsilon,
+            num_chains=self.num_training,
+            tilt_start=self.tilt_start,
+            value_bound=self.value_bound,
+            max_proposals=self.max_proposals,
+            min_acceptance=self.min_acceptance,
+            max_plate_nesting=self.max_plate_nesting,
+            seed=run.calibration_seed,
+            progress=self.progress,
         )
 
-    def _info(self, groups: Sequence[Chains], proposals: Tensor, terms: Tensor) -> dict[str, float]:
-        steps = _steps(groups)["proposals"]
-        shares = [g.size / self.num_samples for g in groups]
-        return {
-            "proposals_per_step": float(steps.mean()),
-            "start_proposals": sum(s * g.start_proposals for s, g in zip(shares, groups)),
-            "total_proposals": float(proposals.sum()),
-            "step_rows": float(sum(g.messenger.rows for g in groups)),
-            "clipping": float(terms.mean()),
-        }
-
-    def _cost(self, run: Run, groups: Sequence[Chains]) -> Any:
-        steps = groups[0].messenger.num_steps
-        rows = sum(g.messenger.rows for g in groups)
-        tail = sum(g.messenger.tail_rows for g in groups)
-        return replace(
-            run.cost(-(-rows // steps)),
-            reward_calls=tail * run.proposal.num_rewards,
-            value_calls=sum(g.value_calls for g in groups),
-        )
-
-    def _warn(self, capped: int, terms: Tensor) -> None:
-        if capped:
-            warnings.warn(
-                f"{capped} of {self.num_samples} trajectories hit max_proposals = "
-                f"{self.max_proposals} at some step and hold a rejected value there; they are "
-                'flagged in stats["capped"] and counted in the certificate',
-                SamplerWarning,
-                stacklevel=6,
+    def _broken(
+        self, run: Run, groups: list[Chains], chains: Chains, error: Exception
+    ) -> Exception:
+        """The error of a run with what it has so far: whole groups, or else a group half-way."""
+        if isinstance(error, SamplingError):
+            late: SamplingError = error
+        elif chains.steps_done > 0 or groups:
+            place, text = chains.messenger.where, str(error)
+            late = StepError(
+                (text if text.startswith(place) else f"{place}: {type(error).__name__}: {text}")
+                + "; the chains after the last whole step are in .partial of this error"
             )
-        if self.rule != "chernoff" or self.num_samples < 100:
-            return
-        clipping, error = float(terms.mean()), float(terms.std()) / math.sqrt(self.num_samples)
-        if clipping > self.epsilon + 4.0 * error:
-            warnings.warn(
-                f"the clipped mass is estimated at {clipping:.3g} over all steps, above "
-                f"epsilon = {self.epsilon:g}: num_inner = {self.num_inner} proposals missed "
-                "values that matter. Raise num_inner, or use path_weights",
-                SamplerWarning,
-                stacklevel=6,
-            )
+            for remark in getattr(error, "__notes__", ()):
+                late.add_note(remark)
+        else:
+            return error
+        if late.partial is None:
+            late.partial = finished(self, run, groups) if groups else interim(self, run, chains)
+        return late
 
 
 def _progress(bar: Any, chains: Chains, num_samples: int, rows: int) -> None:
@@ -300,30 +313,6 @@ class _Plan(StepPlan):
         return super()._plain_run()
 
 
-def _steps(groups: Sequence[Chains]) -> dict[str, Tensor]:
-    """Per step, over all chains; quantiles are averaged over groups."""
-    total = sum(g.size for g in groups)
-
-    def mean(read: Callable[[Any], float]) -> Tensor:
-        rows = [[g.size / total * read(step) for step in g.summaries] for g in groups]
-        return torch.tensor(rows, dtype=torch.float64).sum(0)
-
-    proposals = mean(lambda step: step.proposals)
-    return {
-        "proposals": proposals,
-        "acceptance_rate": 1.0 / proposals,
-        "clipping": mean(lambda step: step.clipped),
-        "baseline_05": mean(lambda step: step.baseline[0]),
-        "baseline_50": mean(lambda step: step.baseline[1]),
-        "baseline_95": mean(lambda step: step.baseline[2]),
-    }
-
-
-def _widest(widths: Sequence[float | None]) -> float | None:
-    known = [width for width in widths if width is not None]
-    return max(known) if len(known) == len(widths) else None
-
-
 def _checked_bound(bound: tuple[float, float] | None) -> tuple[float, float] | None:
     if bound is None:
         return None
@@ -331,6 +320,31 @@ def _checked_bound(bound: tuple[float, float] | None) -> tuple[float, float] | N
     if not (math.isfinite(low) and math.isfinite(high) and low <= high):
         raise ValueError(f"value_bound must be two finite numbers (low, high), got {bound!r}")
     return low, high
+
+
+def _checked_epsilon(epsilon: float | Sequence[float]) -> float | list[float]:
+    if not isinstance(epsilon, Sequence):
+        _between("epsilon", epsilon, 0.0, 1.0)
+        return float(epsilon)
+    parts = [float(each) for each in epsilon]
+    for each in parts:
+        _between("epsilon of every step", each, 0.0, 1.0)
+    _between("the sum of epsilon", sum(parts), 0.0, 1.0)
+    return parts
+
+
+def _acceptances(path_weights: bool | int | str) -> int:
+    """How many acceptances weights take; 0 where none are counted."""
+    if path_weights is True:
+        return 2
+    if path_weights == "fresh" or path_weights is False or path_weights == 0:
+        return 0
+    if isinstance(path_weights, str) or path_weights < 2:
+        raise ValueError(
+            "path_weights must be True, a number of at least 2 acceptances, or 'fresh', got "
+            f"{path_weights!r}"
+        )
+    return int(path_weights)
 
 
 def _between(name: str, value: float, low: float, high: float) -> None:
