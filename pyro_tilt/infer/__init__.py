@@ -21,6 +21,16 @@ from pyro_tilt.infer.soft_best_of_n import SoftBestOfN
 from pyro_tilt.infer.stepwise import StepwiseLCB
 from pyro_tilt.infer.storage import load, save
 from pyro_tilt.infer.tempered import TemperedSMC
+from pyro_tilt.infer.tilts import DiffusionModel, LinearTilt, QuadraticTilt
+from pyro_tilt.infer.transport import (
+    MaxOf,
+    ProximalOracle,
+    ProximalProblem,
+    ProximalTransport,
+    TokenScores,
+    find_proximal,
+    register_proximal,
+)
 from pyro_tilt.infer.truncated_rejection import TruncatedRejection
 from pyro_tilt.infer.weighted_samples import WeightedSamples
 
@@ -34,10 +44,17 @@ __all__ = [
     "Certificate",
     "Cost",
     "CountRows",
+    "DiffusionModel",
     "Draws",
     "ExpBestOfN",
     "ImportanceSampler",
+    "LinearTilt",
+    "MaxOf",
     "ProgramProposal",
+    "ProximalOracle",
+    "ProximalProblem",
+    "ProximalTransport",
+    "QuadraticTilt",
     "Rejection",
     "Sampler",
     "SamplerWarning",
@@ -46,14 +63,17 @@ __all__ = [
     "SoftBestOfN",
     "StepwiseLCB",
     "TemperedSMC",
+    "TokenScores",
     "TruncatedRejection",
     "WeightedSamples",
     "ZeroWeights",
     "beta_for_kl",
     "check_particles",
     "counted",
+    "find_proximal",
     "load",
     "merge",
+    "register_proximal",
     "save",
     "weakest",
 ]

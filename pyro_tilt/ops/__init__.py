@@ -29,18 +29,51 @@ from .importance import (
 from .log_mgf import LogMgf, log_mgf
 from .pool import PoolExhausted, PoolResult, acceptance_generator, pooled_rejection
 from .pool_batched import BatchedPoolResult, pooled_rejection_batched
+from .proximal import (
+    BallPlan,
+    Hamming,
+    Mahalanobis,
+    NormPower,
+    ProximalStep,
+    QuadraticCost,
+    SquaredEuclidean,
+    TransportCost,
+    UnboundedProximal,
+    accelerated_ascent,
+    as_cost,
+    ball_plan,
+    branch_and_bound,
+    prox_linear,
+    prox_max_affine,
+    prox_quadratic,
+    prox_support,
+    prox_tokens,
+)
 from .psis import khat_threshold, pareto_smooth
 from .reindex import register_reindex, reindex
 from .resampling import multinomial, residual, stratified, systematic
 
 __all__ = [
+    "BallPlan",
     "Baseline",
     "BatchedPoolResult",
     "ClippedLaw",
+    "Hamming",
     "LogMgf",
+    "Mahalanobis",
+    "NormPower",
     "PoolExhausted",
     "PoolResult",
+    "ProximalStep",
+    "QuadraticCost",
+    "SquaredEuclidean",
+    "TransportCost",
+    "UnboundedProximal",
+    "accelerated_ascent",
     "acceptance_generator",
+    "as_cost",
+    "ball_plan",
+    "branch_and_bound",
     "budget_baseline",
     "calibrate",
     "calibration_shift",
@@ -63,6 +96,11 @@ __all__ = [
     "pareto_smooth",
     "pooled_rejection",
     "pooled_rejection_batched",
+    "prox_linear",
+    "prox_max_affine",
+    "prox_quadratic",
+    "prox_support",
+    "prox_tokens",
     "register_reindex",
     "reindex",
     "residual",

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Proximal maps by gradients: certified for concave and one-sided smooth rewards, else a search."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pyro_tilt.infer.transport.oracle import ProximalOracle, ProximalProblem, register_proximal
+from pyro_tilt.ops.proximal import ProximalStep, QuadraticCost, accelerated_ascent
+from pyro_tilt.rewards import Constraint, Reward
+
+__all__: list[str] = []
+
+
+@register_proximal(Reward, QuadraticCost)
+def by_gradient(problem: ProximalProblem) -> ProximalOracle | None:
+    """Accelerated gradients where the curvature is known to be below the penalty."""
+    if isinstance(problem.reward, Constraint):
+        return None
+    curvature = 0.0 if problem.reward.concave else problem.curvature
+    if curvature is None:
+        return ProximalOracle(
+            lambda x, penalty, start: _search(problem, x, penalty, start, math.inf),
+            "local ascent",
+            law="search",
+        )
+    known = max(curvature, 0.0)
+
+    def solve(x: Tensor, penalty: float, start: Tensor | None) -> ProximalStep:
+        if penalty <= known:
+            return _search(problem, x, penalty, start, known)
+        step = _ascend(problem, x, penalty, known, start)
+        _check_curvature(problem, x, step, known)
+        return step
+
+    return ProximalOracle(solve, "accelerated gradient", law="bounded")
+
+
+def _ascend(
+    problem: ProximalProblem, x: Tensor, penalty: float, curvature: float, start: Tensor | None
+) -> ProximalStep:
+    assert isinstance(problem.cost, QuadraticCost)
+    return accelerated_ascent(
+        problem.evaluate,
+        x,
+        penalty,
+        problem.cost,
+        curvature=curvature,
+        tolerance=problem.tolerance,
+        max_steps=problem.max_steps,
+        start=start,
+    )
+
+
+def _search(
+    problem: ProximalProblem, x: Tensor, penalty: float, start: Tensor | None, curvature: float
+) -> ProximalStep:
+    """The better of two local ascents; an upper bound of the reward is the only one there is."""
+    steps = [_ascend(problem, x, penalty, curvature, None)]
+    if start is not None and bool(torch.isfinite(problem.evaluate(start)).all()):
+        steps.append(_ascend(problem, x, penalty, curvature, start))
+    values = torch.stack([step.value(penalty) for step in steps])
+    choice, rows = values.argmax(0), torch.arange(len(x), device=x.device)
+    points = torch.stack([step.points for step in steps])[choice, rows]
+    reward = torch.stack([step.reward for step in steps])[choice, rows]
+    cost = torch.stack([step.cost for step in steps])[choice, rows]
+    slack = (problem.reward.upper_bound - values.amax(0)).clamp(min=0.0)
+    return ProximalStep(points, reward, cost, slack, calls=sum(step.calls for step in steps))
+
+
+def _check_curvature(
+    problem: ProximalProblem, x: Tensor, step: ProximalStep, curvature: float
+) -> None:
+    """Raises ``ValueError`` with a witness where a midpoint lies lower than was declared."""
+    with torch.no_grad():
+        middle = problem.evaluate((x + step.points) / 2.0)
+        ends = problem.evaluate(x), step.reward
+    mean = 0.5 * (ends[0] + ends[1])
+    # The midpoint of an M-distance s may lie l s^2 / 8 below the mean; the cost is s^2 / 2.
+    short = mean - 0.25 * curvature * step.cost - middle
+    size = torch.maximum(ends[0].abs(), ends[1].abs())
+    allowed = 64.0 * torch.finfo(middle.dtype).eps * (1.0 + size)
+    wrong = torch.isfinite(mean) & (short > allowed)
+    if bool(wrong.any()):
+        row = int(torch.where(wrong, short, -math.inf).argmax())
+        word = "concave" if problem.reward.concave else f"of curvature at most {curvature:g}"
+        raise ValueError(
+            f"the reward is not {word}, as was said: between {_show(x[row])} and "
+            f"{_show(step.points[row])} its midpoint lies {float(short[row]):.3g} too low, so that "
+            "no certificate would hold. Give curvature=, or drop the claim"
+        )
+
+
+def _show(point: Tensor) -> str:
+    shown = ", ".join(f"{value:.3g}" for value in point[:4].tolist())
+    return f"[{shown}{', ...' if len(point) > 4 else ''}]"

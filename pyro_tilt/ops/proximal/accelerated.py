@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Accelerated gradient ascent of many proximal problems at once, each with its own certificate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .costs import QuadraticCost
+from .step import ProximalStep
+
+__all__ = ["accelerated_ascent"]
+
+RewardFn = Callable[[Tensor], Tensor]
+# Steps without progress after which a row has reached its rounding.
+_PATIENCE = 200
+# The assumed smoothness is forgotten slowly, for rewards that flatten out.
+_RELAX = 0.98
+
+
+def accelerated_ascent(
+    reward: RewardFn,
+    x: Tensor,
+    penalty: float,
+    cost: QuadraticCost,
+    *,
+    curvature: float = 0.0,
+    tolerance: float = 1e-8,
+    max_steps: int = 2000,
+    start: Tensor | None = None,
+) -> ProximalStep:
+    r"""
+    Maximises :math:`r(y) - \tfrac\lambda2 \|y - x\|_M^2` for every row of ``x``.
+
+    Where :math:`\nabla^2 r \preceq \ell M` with :math:`\ell < \lambda` (a concave reward has
+    :math:`\ell = 0`), the problem is :math:`(\lambda - \ell)`-strongly concave and at any
+    :math:`y` with gradient :math:`g`
+
+    .. math:: \max - \text{value} \le \frac{\|g\|_{M^{-1}}^2}{2 (\lambda - \ell)} .
+
+    Nesterov's momentum with that modulus; the smoothness of each problem is read off successive
+    gradients, so that nothing need be known of it, and momentum restarts where it points downhill.
+    Rows do not touch each other: a row's answer does not depend on the batch. Rows that have
+    reached the tolerance leave the computation.
+
+    :param reward: maps (n, d) to (n,), differentiably and row by row.
+    :param x: points, (n, d), with finite rewards.
+    :param penalty: :math:`\lambda`.
+    :param cost: half a squared norm.
+    :param curvature: :math:`\ell`, at least zero.
+    :param tolerance: the certified gap at which a row is done.
+    :param max_steps: most gradients per row.
+    :param start: where to begin, ``x`` by default.
+    :returns: the points, with the bound above as ``slack``; ``inf`` if the penalty is not above
+        the curvature, where the search is for a local maximum.
+    :raises ValueError: if the reward is not differentiable, or not finite at the start.
+
+    >>> from pyro_tilt.ops.proximal import SquaredEuclidean
+    >>> x = torch.tensor([[3.0], [-1.0]], dtype=torch.float64)
+    >>> step = accelerated_ascent(lambda y: -y.square().sum(-1), x, 2.0, SquaredEuclidean())
+    >>> step.points.round(decimals=3).flatten()
+    tensor([ 1.5000, -0.5000], dtype=torch.float64)
+    >>> bool(step.slack.max() <= 1e-8)
+    True
+    """
+    modulus = penalty - curvature
+    certified = modulus > 0.0
+    floor = modulus if certified else penalty
+    problem = _Problem(reward, x, penalty, cost)
+    moves = torch.zeros_like(x) if start is None else problem.moves(start)
+    rows = torch.arange(len(x), device=x.device)
+    value, slope = problem(moves, rows)
+    usable = torch.isfinite(value) & torch.isfinite(slope).all(-1)
+    if not bool(usable.all()):
+        raise ValueError(
+            f"the reward or its gradient is not finite at {int((~usable).sum())} of {len(x)} "
+            "points to be moved; a gradient cannot lead out of there"
+        )
+    climb = _Climb(moves, slope, value, penalty, floor, certified)
+    best, best_norm = climb.ahead, slope.square().sum(-1)
+    best_score = best_norm if certified else -value
+    stale = torch.zeros_like(rows)
+    best, best_norm, best_score = best.clone(), best_norm.clone(), best_score.clone()
+    for _ in range(max_steps):
+        norm = climb.slope.square().sum(-1)
+        open_ = (norm > 2.0 * floor * tolerance) & (stale[rows] < _PATIENCE)
+        if not bool(open_.all()):
+            rows = rows[open_]
+            climb.keep(open_)
+        if not len(rows):
+            break
+        trial = climb.propose()
+        climb.update(trial, *problem(trial, rows))
+        norm = climb.slope.square().sum(-1)
+        score = norm if certified else -climb.value
+        better = score < best_score[rows]
+        stale[rows] += 1
+        found = rows[better]
+        stale[found] = 0
+        best[found], best_norm[found] = climb.ahead[better], norm[better]
+        best_score[found] = score[better]
+    points = x + cost.unwhiten(best)
+    with torch.no_grad():
+        final, paid = reward(points), cost(x, points)
+    slack = best_norm / (2.0 * floor) if certified else torch.full_like(best_norm, torch.inf)
+    return ProximalStep(points, final, paid, slack.to(final), calls=problem.calls + len(x))
+
+
+class _Problem:
+    """Values and gradients of the objectives, in coordinates where the cost is half a square."""
+
+    def __init__(self, reward: RewardFn, x: Tensor, penalty: float, cost: QuadraticCost) -> None:
+        self.reward, self.x, self.penalty, self.cost = reward, x, penalty, cost
+        self.calls = 0
+
+    def __call__(self, moves: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            y = (self.x[rows] + self.cost.unwhiten(moves)).detach().requires_grad_()
+            reward = self.reward(y)
+            if not reward.requires_grad:
+                raise ValueError(
+                    "the reward has no gradient with respect to its value, which moving a point "
+                    "uphill needs; write it in differentiable torch operations, or give support="
+                )
+            (slope,) = torch.autograd.grad(reward.sum(), y, allow_unused=True)
+        self.calls += len(rows)
+        slope = torch.zeros_like(y) if slope is None else slope
+        value = reward.detach() - 0.5 * self.penalty * moves.square().sum(-1)
+        return value, self.cost.whiten_slope(slope) - self.penalty * moves
+
+    def moves(self, y: Tensor) -> Tensor:
+        """The whitened moves that lead from x to y."""
+        eye = torch.eye(y.shape[-1], dtype=torch.float64, device=y.device)
+        back = torch.linalg.inv(self.cost.unwhiten(eye))
+        return (y - self.x) @ back.to(y)
+
+
+class _Climb:
+    """
+    The rows still at work.
+
+    :ivar point: last gradient step, from which momentum is taken.
+    :ivar ahead: the point of extrapolation, with its ``slope`` and ``value``.
+    :ivar smooth: the smoothness assumed of each row, the inverse of its step.
+    """
+
+    def __init__(
+        self,
+        moves: Tensor,
+        slope: Tensor,
+        value: Tensor,
+        penalty: float,
+        floor: float,
+        concave: bool,
+    ) -> None:
+        self.point, self.ahead, self.slope, self.value = moves, moves, slope, value
+        self.smooth = torch.full_like(value, max(penalty, floor))
+        self.floor, self.concave = floor, concave
+        self._stepped = moves
+
+    def keep(self, rows: Tensor) -> None:
+        for name in ("point", "ahead", "slope", "value", "smooth"):
+            setattr(self, name, getattr(self, name)[rows])
+
+    def propose(self) -> Tensor:
+        """The next point of extrapolation."""
+        self._stepped = self.ahead + self.slope / self.smooth.unsqueeze(-1)
+        if not self.concave:
+            return self._stepped
+        root = (self.floor / self.smooth).clamp(max=1.0).sqrt()
+        momentum = ((1.0 - root) / (1.0 + root)).unsqueeze(-1)
+        forward = self._stepped - self.point
+        # Where the last move goes against the slope, momentum has overshot.
+        downhill = (forward * self.slope).sum(-1, keepdim=True) < 0.0
+        return self._stepped + momentum.masked_fill(downhill, 0.0) * forward
+
+    def update(self, trial: Tensor, value: Tensor, slope: Tensor) -> None:
+        """Takes a trial whose gradient agrees with the step that led there, or shortens it."""
+        finite = torch.isfinite(value) & torch.isfinite(slope).all(-1)
+        seen = self._seen(trial, slope, finite)
+        if self.concave:
+            taken = finite & (seen <= 2.0 * self.smooth)
+        else:
+            rise = 0.25 * self.slope.square().sum(-1) / self.smooth
+            rounding = 8.0 * torch.finfo(value.dtype).eps * self.value.abs()
+            taken = finite & (value >= self.value + rise - rounding)
+            seen = torch.where(taken, self.floor, 2.0 * self.smooth)
+        relaxed = (_RELAX if self.concave else 0.7) * self.smooth
+        raised = torch.where(finite, torch.maximum(seen, self.smooth), 4.0 * self.smooth)
+        self.smooth = torch.where(taken, torch.maximum(seen, relaxed), raised)
+        self.smooth = self.smooth.clamp(max=torch.finfo(value.dtype).max ** 0.5)
+        column = taken.unsqueeze(-1)
+        self.point = torch.where(column, self._stepped, self.ahead)
+        self.ahead = torch.where(column, trial, self.ahead)
+        self.slope = torch.where(column, slope, self.slope)
+        self.value = torch.where(taken, value, self.value)
+
+    def _seen(self, trial: Tensor, slope: Tensor, finite: Tensor) -> Tensor:
+        """The smoothness that two gradients of a concave function show, by cocoercivity."""
+        apart = trial - self.ahead
+        change = torch.where(finite.unsqueeze(-1), self.slope - slope, 0.0)
+        inner, square = (change * apart).sum(-1), change.square().sum(-1)
+        tiny = torch.finfo(square.dtype).tiny
+        return torch.where(inner > tiny, square / inner.clamp(min=tiny), self.floor)
