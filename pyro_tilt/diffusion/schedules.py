@@ -294,7 +294,7 @@ class TableSchedule(Schedule):
         return low.time + share * (high.time - low.time)
 
     def _between(self, keys: list[float], key: float) -> tuple[Level, Level, float]:
-        slack = 1e-9 * max(1.0, abs(key))
+        slack = 1e-6 * max(1.0, abs(key))
         if not keys[0] - slack <= key <= keys[-1] + slack:
             low, high = self.table[0], self.table[-1]
             raise ValueError(
