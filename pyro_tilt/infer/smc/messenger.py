@@ -206,6 +206,10 @@ class StepMessenger(WeightMessenger):
         first = 0
         if self.keeper is not None and items:
             carry, first = self.keeper.enter(self, name, step, carry, items)
+            if self.on_step is not None:
+                # The first step was done again for comparison, and counted.
+                for _ in range(first - 1):
+                    self.on_step()
         for k in range(first, len(items)):
             self._where = f"scan '{name}', step {k}"
             carry = self.step(step, carry, items[k])

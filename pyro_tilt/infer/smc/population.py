@@ -151,19 +151,19 @@ class Population:
             log_weights = gap.masked_fill(self.twist == -math.inf, -math.inf)
         return log_weights + self.log_z
 
-    def evidence_error(self, log_weights: Tensor) -> Tensor | None:
+    def evidence_variance(self, log_weights: Tensor) -> Tensor | None:
         r"""
-        Standard error of the log evidence from the genealogy of one run.
+        Relative variance of the evidence from the genealogy of one run.
 
         .. math::
 
             \hat V = 1 - \Bigl(\frac{N}{N-1}\Bigr)^{R+1} \Bigl(1 - \sum_e M_e^2\Bigr)
 
         where :math:`M_e` is the final share of weight of the descendants of the initial particle
-        e and R the number of resamplings; an unbiased estimate (up to normalisation) of the
-        relative variance of the evidence (Lee and Whiteley 2018, arXiv 1509.00394, after Chan and
-        Lai 2013). It asks for multinomial resampling; where no resampling occurred it is the
-        usual error of a mean.
+        e and R the number of resamplings. :math:`\hat Z^2 \hat V` is an unbiased estimate of the
+        variance of :math:`\hat Z` where the steps of resampling are fixed (Lee and Whiteley 2018,
+        arXiv 1509.00394, after Chan and Lai 2013); it may be negative. It asks for multinomial
+        resampling; where no resampling occurred it is the usual variance of a mean.
 
         :param log_weights: the final log weights.
         :returns: a 0-dim tensor, or None where the scheme tells no error.
@@ -176,7 +176,17 @@ class Population:
         if self.roots is not None:
             share = torch.zeros_like(share).index_add_(0, self.roots.to(share.device), share)
         factor = (self.size / (self.size - 1)) ** (self.resamplings + 1)
-        return (1.0 - factor * (1.0 - share.square().sum())).clamp_(min=0.0).sqrt()
+        return 1.0 - factor * (1.0 - share.square().sum())
+
+    def evidence_error(self, log_weights: Tensor) -> Tensor | None:
+        """
+        Standard error of the log evidence, from :meth:`evidence_variance`.
+
+        :param log_weights: the final log weights.
+        :returns: a 0-dim tensor, or None where the scheme tells no error.
+        """
+        variance = self.evidence_variance(log_weights)
+        return None if variance is None else variance.clamp(min=0.0).sqrt()
 
     def reward(self, like: Tensor) -> tuple[Tensor | None, float | None]:
         """The reward of each particle and the beta that multiplies it; None without rewards."""

@@ -132,6 +132,32 @@ def test_genealogy_tells_the_error_of_the_evidence():
     assert sampler.run().log_normalizer_error.isnan()
 
 
+@pytest.mark.parametrize("schedule", [(True, True, True), (False, True, False), (False,) * 3])
+def test_the_variance_by_genealogy_is_unbiased(schedule):
+    """The mean of Z-hat^2 (1 - V-hat) is Z^2, even with four particles in two states."""
+    moves = torch.tensor([[0.7, 0.3], [0.2, 0.8]], dtype=torch.float64)
+    likelihood = torch.tensor([[1.0, 0.3], [0.2, 0.9], [0.7, 0.4]], dtype=torch.float64)
+    law = torch.tensor([0.6, 0.4], dtype=torch.float64)
+    for row in likelihood:
+        law = (law @ moves) * row
+    exact = float(law.sum()) ** 2
+    generator = torch.Generator().manual_seed(4)
+    draws = torch.rand(6000, 4, 4, dtype=torch.float64, generator=generator)
+    found = torch.empty(len(draws), dtype=torch.float64)
+    for k, uniforms in enumerate(draws):
+        population = Population(4, scheme="multinomial", generator=generator, schedule=schedule)
+        state = (uniforms[0] < 0.4).long()
+        for uniform, row in zip(uniforms[1:], likelihood):
+            state = (uniform < moves[state, 1]).long()
+            index = population.advance(row[state].log(), None, "")
+            state = state if index is None else state[index]
+        log_weights = population.finish(None)
+        variance = population.evidence_variance(log_weights)
+        found[k] = log_weights.exp().mean().square() * (1.0 - variance)
+    # Beyond 4.5 standard errors: 7e-6.
+    assert abs(float(found.mean()) - exact) < 4.5 * float(found.std()) / math.sqrt(len(found))
+
+
 def _finite(case):
     return lambda state, t: case.twist("half")(state, t).clamp(min=-2.0)
 
