@@ -3,26 +3,23 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyro_tilt._version import __version__
 from pyro_tilt.infer.twists.features import carry_features
 from pyro_tilt.infer.twists.networks import SharedNetwork, StepHeads
 from pyro_tilt.infer.twists.step_keys import StepKeys
+from pyro_tilt.infer.twists.storing import read_learned, write_learned
 from pyro_tilt.infer.twists.twist import Twist
 from pyro_tilt.ops.importance import as_double
 
 __all__ = ["LearnedTwist", "TwistReport", "load_twist"]
 
-FORMAT_VERSION = 1
 # Below the mean weight of a step by a factor e^20 a value makes no difference any more.
 _FLOOR = 20.0
 _NETWORKS: dict[str, Callable[..., nn.Module]] = {"heads": StepHeads, "shared": SharedNetwork}
@@ -142,8 +139,6 @@ class LearnedTwist(Twist):
         """
         kinds = [name for name, kind in _NETWORKS.items() if type(self.network) is kind]
         content = {
-            "format": FORMAT_VERSION,
-            "version": __version__,
             "network": kinds[0] if kinds else "custom",
             "settings": getattr(self.network, "settings", {}) if kinds else {},
             "own_features": self.own_features,
@@ -154,13 +149,7 @@ class LearnedTwist(Twist):
             "state": dict(self.network.state_dict()),
             "report": None if self.report is None else asdict(self.report),
         }
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            torch.save(content, partial)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_learned(path, content)
 
 
 def load_twist(
@@ -181,16 +170,9 @@ def load_twist(
     :raises ValueError: for a file of a later format, or where ``features`` or ``network`` is
         missing.
     """
-    content = torch.load(Path(path), map_location=device, weights_only=True)
-    if not isinstance(content, dict) or "own_features" not in content:
-        raise ValueError(f"{path} holds no learned twist")
-    if content["format"] > FORMAT_VERSION:
-        raise ValueError(
-            f"{path} is in format {content['format']}, written by pyro_tilt {content['version']}, "
-            f"but this version ({__version__}) reads formats up to {FORMAT_VERSION}"
-        )
-    if content["own_features"] and features is None:
-        raise ValueError(f"{path} was trained with a features function; give it as features=")
+    content = read_learned(
+        path, what="learned twist", marker="mean", features=features, device=device
+    )
     dim, kind = content["mean"].shape[1], content["network"]
     keys = StepKeys.from_list(content["keys"])
     if network is None:

@@ -247,6 +247,19 @@ def test_saved_twists_are_the_same_bit_for_bit(tmp_path, network):
     assert [path.name for path in tmp_path.iterdir()] == ["twist.pt"]
 
 
+def test_foreign_files_are_refused(tmp_path):
+    path = tmp_path / "other.pt"
+    torch.save({"weights": torch.zeros(2)}, path)
+    with pytest.raises(ValueError, match="holds no learned twist"):
+        load_twist(path)
+    twist = _learn(rounds=1)
+    twist.save(path)
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, "format": 99}, path)
+    with pytest.raises(ValueError, match="format 99"):
+        load_twist(path)
+
+
 def _first(carry):
     return carry[0]
 
