@@ -76,29 +76,25 @@ def soft_best_of_n(
     if n == 1:
         return returned(logs, base, log)
     flat = logs.reshape(-1, logs.shape[-1])
-    levels = compressed(weights, n).reshape(flat.shape)
-    rows = [_integral(*row, n) for row in zip(flat, levels)]
-    law = torch.stack(rows).reshape(logs.shape) if rows else logs
+    law = _integral(flat, compressed(weights, n).reshape(flat.shape), n).reshape(logs.shape)
     return returned(law, base, log)
 
 
 def _integral(logs: Tensor, levels: Tensor, n: int) -> Tensor:
-    """The law of one row, from log probabilities and log weights of at most 0."""
-    finite = levels > -math.inf
+    """The laws of rows (R, K), from log probabilities and log weights of at most 0."""
+    lost = levels == -math.inf
     # Where every draw has weight zero the first is kept.
-    none = logs[~finite].logsumexp(0) if not bool(finite.all()) else logs.new_tensor(-math.inf)
-    law = logs + (n - 1) * none
-    if not bool(finite.any()):
-        return logs
-    p, v = logs[finite], levels[finite]
-    low, high = -40.0 - math.log(n), math.log(60.0) - float(v.min())
-    nodes = torch.arange(math.ceil((high - low) / _STEP) + 1, device=v.device, dtype=v.dtype)
-    nodes = low + _STEP * nodes
-    total = torch.full_like(v, -math.inf)
-    for z in nodes.split(max(1, _CHUNK // len(v))):
-        decay = (z.unsqueeze(-1) + v).exp()
-        log_phi = torch.logaddexp((p - decay).logsumexp(-1), none)
-        terms = z.unsqueeze(-1) - decay + (n - 1) * log_phi.unsqueeze(-1)
-        total = torch.logaddexp(total, terms.logsumexp(0))
-    law[finite] = math.log(n) + p + v + total + math.log(_STEP)
-    return law
+    law = logs + (n - 1) * logs.masked_fill(~lost, -math.inf).logsumexp(-1, keepdim=True)
+    if not len(logs) or bool(lost.all()):
+        return law
+    deepest = float(levels.masked_fill(lost, 0.0).min())
+    low, high = -40.0 - math.log(n), math.log(60.0) - deepest
+    nodes = torch.arange(math.ceil((high - low) / _STEP) + 1, device=logs.device, dtype=logs.dtype)
+    total = torch.full_like(logs, -math.inf)
+    for z in (low + _STEP * nodes).split(max(1, _CHUNK // logs.numel())):
+        z = z.reshape(-1, 1, 1)
+        decay = (z + levels).exp()
+        log_phi = (logs - decay).logsumexp(-1, keepdim=True)
+        total = torch.logaddexp(total, (z - decay + (n - 1) * log_phi).logsumexp(0))
+    found = math.log(n) + logs + levels + total + math.log(_STEP)
+    return torch.where(lost, law, found)
