@@ -178,7 +178,7 @@ def _closely(ax: Axes, result: WeightedSamples, exact: float | None) -> None:
     if not np.isfinite(finals).all():
         return
     falls = rows[0, 0] > finals[0]
-    inset = ax.inset_axes((0.09 if falls else 0.56, 0.1, 0.4, 0.34))
+    inset = ax.inset_axes((0.08 if falls else 0.62, 0.09, 0.34, 0.25))
     total, error = float(result.log_normalizer), float(result.log_normalizer_error)
     inset.axhline(total, color=style.REFERENCE, linestyle="--", linewidth=1.0)
     if math.isfinite(error):
