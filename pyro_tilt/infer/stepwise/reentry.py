@@ -169,10 +169,7 @@ class ReentryMessenger(WeightMessenger):
         """
 
         def call(name: str, step: Step, carry: Any, xs: list[Any]) -> Any:
-            for capture in self._captures():
-                for site in capture.keep & middle.keys():
-                    capture.names[site] = None
-                    capture.values[site] = middle[site]
+            self._hand_over(middle)
             return move(step, xs[-1])
 
         self.rows += size
@@ -195,6 +192,13 @@ class ReentryMessenger(WeightMessenger):
                     "sites that the reward reads, as in of=['x_1', 'x_0']"
                 )
 
+    def _hand_over(self, values: dict[str, Tensor]) -> None:
+        """Shows rewards the sites that no statement of this pass draws."""
+        for capture in self._captures():
+            for site in values:
+                capture.names[site] = None
+            capture.values |= {site: values[site] for site in capture.keep & values.keys()}
+
     def _captures(self) -> list[CaptureMessenger]:
         """What collects the values of sites for the rewards of this program."""
         within = _PYRO_STACK[_PYRO_STACK.index(self) :]
@@ -212,6 +216,7 @@ class ReentryMessenger(WeightMessenger):
         """Notes a value that was drawn from a kept law."""
         self.values[name] = value
         self.laws[name] = law
+        self._hand_over({name: value})
 
     def check_last(self, index: int, carry: Any) -> None:
         """Checks the sites of the last step, which the rest of the program is to follow."""
@@ -250,8 +255,10 @@ class ReentryMessenger(WeightMessenger):
                 "value= needs a program with steps, and this one reached no scan; declare them by "
                 "pyro_tilt.scan, or leave value out for LCB over the whole program"
             ) from None
-        except (RuntimeError, IndexError) as error:
-            error.add_note(f"({self.where}) {RULES}")
+        except (RuntimeError, IndexError, ValueError) as error:
+            # A value error at a step names its own cause.
+            if not self._reached or not isinstance(error, ValueError):
+                error.add_note(f"({self.where}) {RULES}")
             raise
 
     def _fresh(self, size: int) -> None:

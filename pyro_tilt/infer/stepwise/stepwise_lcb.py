@@ -25,6 +25,7 @@ from pyro_tilt.infer.stepwise.learned import LearnedBaselines
 from pyro_tilt.infer.stepwise.results import finished, interim
 from pyro_tilt.infer.stepwise.sources import BaselineSource, Drawn, Given, KnownMgf
 from pyro_tilt.infer.weighted_samples import WeightedSamples
+from pyro_tilt.poutine.align import AlignedProgram
 
 __all__ = ["StepwiseLCB"]
 
@@ -63,21 +64,30 @@ class StepwiseLCB(Sampler):
     After Madhow, Y. Liang, Shroff, Yingbin Liang and Wang 2026, arXiv 2602.07738; the target-side
     and sharpened bounds, the certificate and the path weight are this project's.
 
+    Fresh proposals at every state are the dear way to a baseline: ``num_inner`` evaluations of
+    the value beside each accepted one, and careful baselines for want of more. Where many chains
+    are wanted, ``baseline="learned"``, or :func:`~pyro_tilt.infer.stepwise.learn_baselines` with
+    its options, pays once.
+
     :param program: see :class:`~pyro_tilt.infer.Sampler`, as are all options not named here. Its
-        reward may read the return value and sites of the last step or before the scan.
+        reward may read the return value and, by ``of=``, sites of any step; not the whole trace.
     :param value: log soft value, a function of the carry after a step and that step's element of
         ``xs`` to shape ``(N,)``; asked once with None for the initial carry (see ``tilt_start``)
         and never at the last step.
     :param baseline: ``"chernoff"``; ``"budget"``, :math:`b = \psi_1(y) + \log` of ``budget``;
-        ``"exchange"``, which minimises proposals plus ``exchange_rate`` times clipped mass; or a
-        function of the carry before a step and its element of ``xs`` to shape ``(N,)``.
-    :param float epsilon: clipped mass of a whole path that ``"chernoff"`` aims at.
+        ``"exchange"``, which minimises proposals plus ``exchange_rate`` times clipped mass;
+        ``"learned"``, trained in the first run and kept in ``learned``; or a function of the
+        carry before a step and its element of ``xs`` to shape ``(N,)``, as
+        :class:`~pyro_tilt.infer.stepwise.LearnedBaselines` are.
+    :param epsilon: clipped mass of a whole path that ``"chernoff"`` aims at, or a sequence of the
+        shares of the start and of each step.
     :param log_mgf: :math:`\psi_s(y)` where known: a function of the carry before a step, its
         element of ``xs`` and orders, shape ``(K,)``, to shape ``(N, K)``.
     :param float budget: proposals per step that ``"budget"`` aims at.
     :param float exchange_rate: proposals that a unit of clipped mass is worth.
     :param int num_inner: fresh proposals per state to learn its baseline from.
     :param int num_start: draws of the start to learn its one baseline from.
+    :param int num_training: chains that ``"learned"`` trains on.
     :param bool tilt_start: tilt the initial carry by its value; otherwise it follows the program.
     :param value_bound: a sure bound on the values at all steps, and with it the least baseline
         that is used, ``(low, high)``.
@@ -86,8 +96,11 @@ class StepwiseLCB(Sampler):
         last rejected one, flagged in ``stats["capped"]`` and paid for in the certificate.
     :param float min_acceptance: a chain that was rejected as often as its inverse ends the run.
     :param path_weights: go on to a second acceptance at every step (a number: to that one), for
-        weights that correct the chains to the joint tilt. They multiply over steps the error of
-        a normaliser from so many acceptances, so that long chains want more of them.
+        weights that correct the chains to the joint tilt; or ``"fresh"``, which estimates the
+        normaliser of each step from ``num_inner`` proposals of their own, with less noise at the
+        same price. The weights multiply over steps the error of these estimates, so that long
+        chains want more. ``info["target_total_variation"]`` then estimates, from above, how far
+        the unweighted chains are from the joint tilt.
     :param bool keep_paths: keep the values of all steps in ``result.paths``.
     :param bool check_lineage: look for variables that do not move with their particle, as in
         :class:`~pyro_tilt.infer.SMC`.
@@ -95,6 +108,8 @@ class StepwiseLCB(Sampler):
         or of a wrong shape or above its bound.
     :raises ZeroWeights: where the value is ``-inf`` at every proposal of a step.
     :raises AcceptanceTooLow: see ``min_acceptance``.
+    :raises StepError: if anything else fails at a step; ``partial`` of this, and of the errors
+        above, holds the chains after the last whole step.
 
     Example::
 
@@ -190,7 +205,8 @@ class StepwiseLCB(Sampler):
                 "pyro_tilt.scan, or leave value out for LCB over the whole program"
             )
         if is_validation_enabled() if self.check_lineage is None else self.check_lineage:
-            preflight(self.program, args, kwargs, max_plate_nesting=plan.max_plate_nesting)
+            checked = _without_sites(self.program)
+            preflight(checked, args, kwargs, max_plate_nesting=plan.max_plate_nesting)
         return plan
 
     def source(self) -> BaselineSource:
@@ -311,6 +327,21 @@ class _Plan(StepPlan):
     def _plain_run(self) -> tuple[ProgramSites, int]:
         self.known = True
         return super()._plain_run()
+
+
+def _without_sites(program: Callable[..., Any]) -> Callable[..., Any]:
+    """
+    The program without rewards of sites.
+
+    What they read of earlier steps moves with the chain here, but not with the particles of the
+    preflight.
+    """
+    if not isinstance(program, AlignedProgram):
+        return program
+    inner = _without_sites(program.program)
+    if program.of is not None:
+        return inner
+    return AlignedProgram(inner, program.reward, program.beta, name=program.name)
 
 
 def _checked_bound(bound: tuple[float, float] | None) -> tuple[float, float] | None:
