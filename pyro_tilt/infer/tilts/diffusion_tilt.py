@@ -132,7 +132,12 @@ class DiffusionTilt(Sampler):
             log_weights=weights,
             log_normalizer=weights.new_tensor(made.log_normalizer),
             log_normalizer_error=weights.new_tensor(made.log_normalizer_error),
-            certificate=made.certificate or tilt_certificate(self.base, made.excludes),
+            certificate=made.certificate
+            or tilt_certificate(
+                self.base,
+                made.excludes,
+                budget="steps" if made.independent else "steps and num_samples",
+            ),
             cost=replace(run.cost(made.base_draws), reward_calls=len(values)),
             stats={"reward": values, **made.stats},
             steps=made.steps,
@@ -151,12 +156,15 @@ class _Model:
     minibatches: list[str] = []
 
 
-def tilt_certificate(base: DiffusionModel, excludes: str = "") -> Certificate:
+def tilt_certificate(
+    base: DiffusionModel, excludes: str = "", *, budget: str = "steps"
+) -> Certificate:
     """
     The certificate of draws whose law is that of a tilted sampler.
 
     :param base: the model.
     :param excludes: more errors that are left out.
+    :param budget: what has to grow.
     """
     first, steps = base.schedule.levels[0], len(base.schedule.levels) - 1
     words = [
@@ -171,7 +179,7 @@ def tilt_certificate(base: DiffusionModel, excludes: str = "") -> Certificate:
     return Certificate(
         target=TARGET,
         law="consistent",
-        budget="steps",
+        budget=budget,
         covers="the tilt itself, whose identity holds at every noise level",
         excludes="; ".join([*words, excludes] if excludes else words),
     )

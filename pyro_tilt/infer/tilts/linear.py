@@ -66,7 +66,8 @@ class LinearTilt(DiffusionTilt):
 
     The result holds z for every level in ``steps["z"]``, and in ``info`` its largest value
     ``z_max``, the divergence ``kl`` from the base, and ``start_total_variation``, an estimate of
-    the bound on what the Gaussian start costs.
+    the bound on what the Gaussian start costs. After a warm start ``stats["ancestor"]`` is the base
+    draw that each draw comes from, and ``info["start_ess"]`` the least effective share at a rung.
 
     Example::
 

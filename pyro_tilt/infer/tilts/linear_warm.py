@@ -29,6 +29,7 @@ class WarmStart(NamedTuple):
     :ivar ess: the smallest share of effective draws of a rung.
     :ivar rungs: number of reweightings.
     :ivar rows: rows of the denoiser.
+    :ivar ancestors: the base draw that each comes from, ``(n,)``.
     """
 
     values: Tensor
@@ -37,6 +38,7 @@ class WarmStart(NamedTuple):
     ess: float
     rungs: int
     rows: int
+    ancestors: Tensor
 
 
 def warm_start(
@@ -66,6 +68,7 @@ def warm_start(
     schedule, size = base.schedule, float(theta.double().norm())
     calls = base.evaluations(options["sampler"], len(schedule.levels) - 1)
     values = linear_tilt_draws(base, torch.zeros_like(theta), n, **options)
+    ancestors = torch.arange(n, device=values.device)
     reached, log_z, variance, least, rows = 0.0, 0.0, 0.0, 1.0, n * calls
     for rung in range(1, MAX_RUNGS + 1):
         rewards = as_double((values * theta).flatten(1).sum(-1))
@@ -75,9 +78,9 @@ def warm_start(
         least = min(least, float(effective_sample_size(gain * rewards)) / n)
         # In random order, so that blocks of draws do not share their ancestors more than others.
         index = systematic(gain * rewards, n)[torch.randperm(n, device=rewards.device)]
-        values, reached = values[index], reached + gain
+        values, ancestors, reached = values[index], ancestors[index], reached + gain
         if reached >= 1.0 - 1e-9:
-            return WarmStart(values, log_z, math.sqrt(variance), least, rung, rows)
+            return WarmStart(values, log_z, math.sqrt(variance), least, rung, rows, ancestors)
         lower = schedule.starting_at(min(schedule.levels[0].ratio, max_z / (reached * size)))
         values = linear_tilt_draws(base, reached * theta, n, schedule=lower, warm=values, **options)
         rows += n * base.evaluations(options["sampler"], len(lower.levels) - 1)

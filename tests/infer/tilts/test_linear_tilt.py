@@ -212,6 +212,9 @@ def test_a_warm_start_draws_the_tilt(max_z):
     assert result.info["z_max"] == pytest.approx(max_z)
     assert result.kind == "weighted" and result.certificate.law == "consistent"
     assert "resampled" in result.certificate.excludes
+    assert result.certificate.budget == "steps and num_samples"
+    left = len(result.stats["ancestor"].unique()) / n
+    assert 0.1 < left < 0.9
     # Resampling leaves about n * start_ess independent ancestors; a gate on a thinned sample is
     # then conservative, as its noise covers that of the ancestors.
     share = 0.5 * result.info["start_ess"] / result.info["rungs"]
@@ -296,3 +299,39 @@ def test_a_model_that_breaks_down_is_named():
 
     with pytest.raises(ValueError, match="not finite"):
         LinearTilt(Broken(model()), THETA, num_samples=5).run()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("schedule", "sampler"),
+    [
+        (diffusion.VP.linear(400), "ancestral"),
+        (diffusion.VE.geometric(80, 80.0), "heun"),
+        (diffusion.RectifiedFlow(400), "euler"),
+    ],
+)
+def test_weights_of_a_tilt_that_turns_the_mixture_over(schedule, sampler):
+    """
+    Weights .5, .3, .2 become .0181, .5088, .4731 at |theta| = 1.25, within .008 of 40,000 draws.
+
+    The standard error of a weight is at most .0025, so that the noise alone passes with a
+    probability of .998, and with fixed seeds always.
+    """
+    wanted = torch.tensor([0.0181, 0.5088, 0.4731], dtype=F64)
+    theta = 1.25 * torch.tensor([0.6, 0.8], dtype=F64)
+    scales = torch.tensor([[0.5, 0.4], [0.4, 0.6], [0.5, 0.5]], dtype=F64)
+    gains = (wanted / WEIGHTS).log()
+    along = gains - gains[0] - 0.5 * (scales.square() - scales[0].square()) @ theta.square()
+    across = torch.tensor([-0.8, 0.6], dtype=F64)
+    locs = (along / 1.25**2).unsqueeze(-1) * theta + torch.tensor(
+        [[0.0], [1.5], [-1.5]], dtype=F64
+    ) * across
+    parts = dist.Normal(locs, scales).to_event(1)
+    law = dist.MixtureSameFamily(dist.Categorical(WEIGHTS), parts)
+    base = diffusion.MixtureDiffusion(law, schedule)
+    exact = base.tilted_law(rewards.Linear(theta)).law
+    torch.testing.assert_close(exact.mixture_distribution.probs, wanted, atol=1e-4, rtol=0)
+    draws = LinearTilt(base, theta, sampler=sampler, num_samples=40_000, seed=0).run()
+    parts = exact.component_distribution
+    scores = parts.log_prob(draws.samples["x_0"].unsqueeze(-2)) + wanted.log()
+    assert float((scores.softmax(-1).mean(0) - wanted).abs().max()) < 0.008
