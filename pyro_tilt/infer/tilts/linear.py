@@ -182,6 +182,7 @@ class LinearTilt(DiffusionTilt):
             excludes="the error of the resampled start at this number of draws, which the "
             "effective sample size describes but does not bound",
             steps=self._z(schedule.levels),
+            stats={"ancestor": warm.ancestors},
             info=self._info(schedule.levels) | {"start_ess": warm.ess, "rungs": float(warm.rungs)},
         )
 
