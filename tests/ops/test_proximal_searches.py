@@ -203,3 +203,17 @@ def test_branch_and_bound_out_of_boxes_says_so():
     best = float((fn(grid, None) - 0.35 * grid.square().sum(-1)).max())
     value = fn(w, None) - 0.35 * w.square().sum(-1)
     assert bool((best - value <= gap).all())
+
+
+def test_boxes_reach_into_their_corners():
+    """A cone that peaks at the corner of the cube: a box bound without sqrt(k) is too low there."""
+    radius, lipschitz = torch.ones(1).double(), torch.full((1,), 3.0).double()
+
+    def cone(w, rows):
+        return -3.0 * torch.linalg.vector_norm(w - 1.0, dim=-1)
+
+    for tolerance in (0.3, 0.03, 0.003):
+        w, gap, _ = branch_and_bound(
+            cone, radius, lipschitz, 1e-9, size=2, tolerance=tolerance, max_boxes=10**6
+        )
+        assert float(-cone(w, None)) <= float(gap) + 1e-8 <= tolerance + 2e-8

@@ -84,8 +84,7 @@ def accelerated_ascent(
     stale = torch.zeros_like(rows)
     best, best_norm, best_score = best.clone(), best_norm.clone(), best_score.clone()
     for _ in range(max_steps):
-        norm = climb.slope.square().sum(-1)
-        open_ = (norm > 2.0 * floor * tolerance) & (stale[rows] < _PATIENCE)
+        open_ = (climb.norm > 2.0 * floor * tolerance) & (stale[rows] < _PATIENCE)
         if not bool(open_.all()):
             rows = rows[open_]
             climb.keep(open_)
@@ -93,13 +92,12 @@ def accelerated_ascent(
             break
         trial = climb.propose()
         climb.update(trial, *problem(trial, rows))
-        norm = climb.slope.square().sum(-1)
-        score = norm if certified else -climb.value
+        score = climb.norm if certified else -climb.value
         better = score < best_score[rows]
         stale[rows] += 1
         found = rows[better]
         stale[found] = 0
-        best[found], best_norm[found] = climb.ahead[better], norm[better]
+        best[found], best_norm[found] = climb.ahead[better], climb.norm[better]
         best_score[found] = score[better]
     points = x + cost.unwhiten(best)
     with torch.no_grad():
@@ -156,12 +154,13 @@ class _Climb:
         concave: bool,
     ) -> None:
         self.point, self.ahead, self.slope, self.value = moves, moves, slope, value
+        self.norm = slope.square().sum(-1)
         self.smooth = torch.full_like(value, max(penalty, floor))
         self.floor, self.concave = floor, concave
         self._stepped = moves
 
     def keep(self, rows: Tensor) -> None:
-        for name in ("point", "ahead", "slope", "value", "smooth"):
+        for name in ("point", "ahead", "slope", "value", "norm", "smooth"):
             setattr(self, name, getattr(self, name)[rows])
 
     def propose(self) -> Tensor:
@@ -178,12 +177,13 @@ class _Climb:
 
     def update(self, trial: Tensor, value: Tensor, slope: Tensor) -> None:
         """Takes a trial whose gradient agrees with the step that led there, or shortens it."""
-        finite = torch.isfinite(value) & torch.isfinite(slope).all(-1)
+        norm = slope.square().sum(-1)
+        finite = torch.isfinite(value) & torch.isfinite(norm)
         seen = self._seen(trial, slope, finite)
         if self.concave:
             taken = finite & (seen <= 2.0 * self.smooth)
         else:
-            rise = 0.25 * self.slope.square().sum(-1) / self.smooth
+            rise = 0.25 * self.norm / self.smooth
             rounding = 8.0 * torch.finfo(value.dtype).eps * self.value.abs()
             taken = finite & (value >= self.value + rise - rounding)
             seen = torch.where(taken, self.floor, 2.0 * self.smooth)
@@ -191,16 +191,23 @@ class _Climb:
         raised = torch.where(finite, torch.maximum(seen, self.smooth), 4.0 * self.smooth)
         self.smooth = torch.where(taken, torch.maximum(seen, relaxed), raised)
         self.smooth = self.smooth.clamp(max=torch.finfo(value.dtype).max ** 0.5)
+        if bool(taken.all()):
+            self.point, self.ahead, self.slope = self._stepped, trial, slope
+            self.value, self.norm = value, norm
+            return
         column = taken.unsqueeze(-1)
         self.point = torch.where(column, self._stepped, self.ahead)
         self.ahead = torch.where(column, trial, self.ahead)
         self.slope = torch.where(column, slope, self.slope)
         self.value = torch.where(taken, value, self.value)
+        self.norm = torch.where(taken, norm, self.norm)
 
     def _seen(self, trial: Tensor, slope: Tensor, finite: Tensor) -> Tensor:
         """The smoothness that two gradients of a concave function show, by cocoercivity."""
         apart = trial - self.ahead
-        change = torch.where(finite.unsqueeze(-1), self.slope - slope, 0.0)
+        change = self.slope - slope
+        if not bool(finite.all()):
+            change = change.masked_fill(~finite.unsqueeze(-1), 0.0)
         inner, square = (change * apart).sum(-1), change.square().sum(-1)
         tiny = torch.finfo(square.dtype).tiny
         return torch.where(inner > tiny, square / inner.clamp(min=tiny), self.floor)

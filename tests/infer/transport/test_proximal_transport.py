@@ -20,6 +20,7 @@ from pyro_tilt.infer import (
     load,
     merge,
 )
+from pyro_tilt.infer.transport.outcome import _assign
 from pyro_tilt.testing.gates import P_VALUE
 
 MEAN = torch.tensor([0.5, -1.0])
@@ -363,3 +364,22 @@ def test_three_features_are_polished_and_the_bound_reported():
     ours = result.stats["reward"] - 2.0 * result.stats["transport_cost"]
     assert bool((value <= ours + result.stats["gap"] + 1e-4).all())
     assert float((ours - value).mean()) > 0.0
+
+
+def test_the_draws_of_a_mixed_plan_keep_its_mean_cost():
+    """Systematic in the order of the extra cost: within one draw's extra cost over n."""
+    order = torch.randperm(100, generator=torch.Generator().manual_seed(3))
+    extra = (torch.linspace(0.0, 3.0, 100) ** 3)[order]
+    zeros = torch.zeros(100)
+    near = ops.ProximalStep(zeros[:, None], zeros, zeros, zeros)
+    far = ops.ProximalStep(zeros[:, None], zeros, extra, zeros)
+    plan = ops.BallPlan(far, near, 0.37, 1.0, 0.0, 0.0, 0.0, 1.0)
+    for seed in range(20):
+        chosen = _assign(plan, torch.Generator().manual_seed(seed))
+        error = float(extra[chosen].sum()) - 0.37 * float(extra.sum())
+        assert abs(error) <= float(extra.max()) * 1.01
+    marginal = torch.stack(
+        [_assign(plan, torch.Generator().manual_seed(seed)).float() for seed in range(2000)]
+    ).mean(0)
+    # Binomial(2000, .37) at each of 100 draws, joint false alarm below 1e-5.
+    assert float((marginal - 0.37).abs().max()) < 5.5 * (0.37 * 0.63 / 2000) ** 0.5
