@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Aligns the diffusion of digits to two rewards: ``python -m pyro_tilt.examples.digits``."""
+"""
+Aligns the diffusion of digits to two rewards: ``python -m pyro_tilt.examples.digits``.
+
+With ``--steer`` it compares ways to steer it step by step.
+"""
 
 import argparse
 import sys
@@ -17,6 +21,8 @@ from pyro_tilt.examples.digits.model import WEIGHTS, Denoiser, load_denoiser, lo
 from pyro_tilt.examples.digits.program import MAX_ROWS, digits_program
 from pyro_tilt.examples.digits.report import gallery, save_summary, second_opinion
 from pyro_tilt.examples.digits.rewards import ink_reward, reads_as
+from pyro_tilt.examples.digits.steering import steer
+from pyro_tilt.examples.digits.steering_methods import SteeringSettings
 from pyro_tilt.infer import LCB, ImportanceSampler, Rejection, WeightedSamples
 
 PAGE = 80
@@ -215,19 +221,31 @@ def main(arguments: list[str] | None = None) -> None:
 
     :param arguments: by default those of the process.
     """
-    defaults = Settings()
+    given = sys.argv[1:] if arguments is None else arguments
+    steering = "--steer" in given
+    defaults: Settings | SteeringSettings = SteeringSettings() if steering else Settings()
     parser = argparse.ArgumentParser(
         prog="python -m pyro_tilt.examples.digits",
         description="Align a diffusion of real handwritten digits to two rewards.",
     )
     parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder of the results")
+    parser.add_argument(
+        "--steer",
+        action="store_true",
+        help="compare ways to steer the diffusion step by step at equal network rows instead "
+        "(with --help for the options of that)",
+    )
     for name, value in asdict(defaults).items():
         flag = "--" + name.replace("_", "-")
         parser.add_argument(flag, type=type(value), default=value, help=f"default {value}")
-    options = vars(parser.parse_args(arguments))
+    options = vars(parser.parse_args(given))
     out = options.pop("out")
+    del options["steer"]
     try:
-        demo(out, Settings(**options))
+        if steering:
+            steer(out, SteeringSettings(**options))
+        else:
+            demo(out, Settings(**options))
     except (ImportError, FileNotFoundError) as error:
         sys.exit(str(error))
 

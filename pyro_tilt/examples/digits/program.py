@@ -14,6 +14,7 @@ from torch.distributions import constraints
 
 from pyro_tilt.examples.digits.data import IMAGE_SHAPE
 from pyro_tilt.examples.digits.model import ReverseStep, predict_noise, reverse_steps
+from pyro_tilt.poutine import scan
 
 MAX_ROWS = 1024
 SCALAR = torch.Size()
@@ -33,8 +34,9 @@ def digits_program(
     with the mean and variance of :class:`~pyro_tilt.examples.digits.model.ReverseStep`. The last
     step of a DDPM adds no noise: given :math:`x_1` the digit is determined.
 
-    With ``record="all"`` every noisy image is a site, ``x_T`` to ``x_1``, each with a density,
-    and the digit is a deterministic site ``x_0``. With ``record="last"`` the whole chain is one
+    With ``record="all"`` every noisy image is a site, ``x_T`` to ``x_1``, each with a density, the
+    steps that draw them are a :func:`~pyro_tilt.scan` over the number of steps left, and the digit
+    is a deterministic site ``x_0``. With ``record="last"`` the whole chain is one
     site ``x_0`` of an implicit
     :class:`DiffusionSampler`: the same law of the digit, nothing kept of the way there, and no
     density. That is enough for samplers which only need draws of the base and their rewards
@@ -56,8 +58,13 @@ def digits_program(
     schedule = reverse_steps(steps)
     zero = _zero_like_weights(model)
     image = pyro.sample("x_T", dist.Normal(zero, zero + 1).expand(IMAGE_SHAPE).to_event(3))
-    for left, step in zip(range(steps - 1, 0, -1), schedule):
-        image = pyro.sample(f"x_{left}", reverse_kernel(model, image, step, chunk=chunk))
+
+    def move(image: Tensor, left: int) -> Tensor:
+        law = reverse_kernel(model, image, schedule[steps - 1 - left], chunk=chunk)
+        return pyro.sample(f"x_{left}", law)
+
+    if steps > 1:
+        image = scan("digits", move, image, range(steps - 1, 0, -1))
     last = schedule[-1]
     digit = last.mean(image, predict_noise(model, image, last.timestep, chunk))
     return pyro.deterministic("x_0", digit, event_dim=3)
