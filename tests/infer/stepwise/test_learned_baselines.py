@@ -34,7 +34,8 @@ MODEL = {
 
 
 def learn(seed=0, **options):
-    options = {"epsilon": EPSILON, "num_chains": 4000, "progress": False, **MODEL, **options}
+    cheap = {"num_chains": 4000, "steps": 120, "width": 16, "depth": 1, "batch_size": 256}
+    options = {"epsilon": EPSILON, "progress": False, **cheap, **MODEL, **options}
     return learn_baselines(walk, seed=seed, **options)
 
 
@@ -116,7 +117,7 @@ def test_no_baseline_lies_below_the_normaliser_nor_far_above_all_values(learned)
 
 def test_the_exchange_rule_finds_the_quantile():
     rate = 40.0
-    baselines = learn(rule="exchange", exchange_rate=rate, steps=400, draws_per_state=8)
+    baselines = learn(rule="exchange", exchange_rate=rate, steps=200, draws_per_state=8)
     _, before = states(baselines)
     for t, y in before.items():
         sd = abs(SLOPES[t])
