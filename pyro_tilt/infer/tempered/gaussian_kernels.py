@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pyro_tilt.infer.seeding import preserved_rng
 from pyro_tilt.infer.tempered.density import Particles, ProgramDensity
-from pyro_tilt.infer.tempered.kernels import Kernel, gaussian_like, log_weight_ratio
-from pyro_tilt.infer.tempered.schedule import Tuning, scaled
+from pyro_tilt.infer.tempered.kernels import Kernel, Place, gaussian_like, log_weight_ratio
+from pyro_tilt.infer.tempered.schedule import scaled
 from pyro_tilt.infer.tempered.unconstrained import innermost
 
 __all__ = [
@@ -189,21 +189,15 @@ class CrankNicolsonKernel(Kernel):
     def prepare(self, density: ProgramDensity) -> None:
         self._whitening = whiten(density, self.name)
 
-    def propose(
-        self,
-        density: ProgramDensity,
-        particles: Particles,
-        beta: float,
-        tuning: Tuning,
-        generator: torch.Generator,
-    ) -> tuple[Particles, Tensor]:
-        assert particles.position is not None
-        rho = autocorrelation(tuning.step_size)
-        noise = gaussian_like(particles.position, generator)
-        old = self._whitening.to_reference(particles.position)
+    def propose(self, at: Place) -> tuple[Particles, Tensor]:
+        position = at.particles.position
+        assert position is not None
+        rho = autocorrelation(at.tuning.step_size)
+        noise = gaussian_like(position, at.generator)
+        old = self._whitening.to_reference(position)
         new = rho * old + math.sqrt(1.0 - rho * rho) * noise
-        proposed = density.evaluate(self._whitening.to_program(new))
-        return proposed, log_weight_ratio(proposed, particles, beta)
+        proposed = at.density.evaluate(self._whitening.to_program(new))
+        return proposed, log_weight_ratio(proposed, at.particles, at.beta)
 
 
 class LangevinKernel(CrankNicolsonKernel):
@@ -217,28 +211,18 @@ class LangevinKernel(CrankNicolsonKernel):
 
     name = "pcnl"
     target_acceptance = 0.574
+    prior_slope = 0.0
 
-    def begin(self, density: ProgramDensity, particles: Particles, beta: float) -> Particles:
-        assert particles.position is not None
-        found = density.evaluate(particles.position, gradient=(0.0, beta))
-        return replace(particles, gradient=found.gradient)
-
-    def propose(
-        self,
-        density: ProgramDensity,
-        particles: Particles,
-        beta: float,
-        tuning: Tuning,
-        generator: torch.Generator,
-    ) -> tuple[Particles, Tensor]:
+    def propose(self, at: Place) -> tuple[Particles, Tensor]:
+        particles, beta = at.particles, at.beta
         position, gradient = particles.position, particles.gradient
         assert position is not None and gradient is not None
-        white, step = self._whitening, tuning.step_size
+        white, step = self._whitening, at.tuning.step_size
         rho = autocorrelation(step)
         old, slope = white.to_reference(position), white.pull_back(gradient)
-        noise = gaussian_like(position, generator) + 0.5 * math.sqrt(step) * slope
+        noise = gaussian_like(position, at.generator) + 0.5 * math.sqrt(step) * slope
         new = rho * old + math.sqrt(1.0 - rho * rho) * noise
-        proposed = density.evaluate(white.to_program(new), gradient=(0.0, beta))
+        proposed = at.density.evaluate(white.to_program(new), gradient=(0.0, beta))
         assert proposed.gradient is not None
         log_ratio = pcnl_log_ratio(
             new,

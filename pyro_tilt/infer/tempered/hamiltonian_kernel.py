@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from pyro_tilt.infer.tempered.density import Particles, ProgramDensity
-from pyro_tilt.infer.tempered.kernels import Kernel, gaussian_like, log_weight_ratio
-from pyro_tilt.infer.tempered.schedule import Tuning
+from pyro_tilt.infer.tempered.density import Particles
+from pyro_tilt.infer.tempered.kernels import (
+    Kernel,
+    Place,
+    gaussian_like,
+    log_weight_ratio,
+    population_scales,
+)
 
 __all__ = ["HamiltonianKernel"]
 
@@ -33,32 +37,20 @@ class HamiltonianKernel(Kernel):
     name = "hmc"
     target_acceptance = 0.75
     first_step = 0.4
+    prior_slope = 1.0
 
     def __init__(self, num_leapfrog: int = 8) -> None:
         self.num_leapfrog = num_leapfrog
 
     def shape(self, particles: Particles) -> Tensor:
-        position = particles.position
-        assert position is not None
-        scales = position.std(0) if len(position) > 1 else torch.ones_like(position[0])
-        return torch.where(scales > 0, scales, torch.ones_like(scales))
-
-    def begin(self, density: ProgramDensity, particles: Particles, beta: float) -> Particles:
         assert particles.position is not None
-        found = density.evaluate(particles.position, gradient=(1.0, beta))
-        return replace(particles, gradient=found.gradient)
+        return population_scales(particles.position)
 
-    def propose(
-        self,
-        density: ProgramDensity,
-        particles: Particles,
-        beta: float,
-        tuning: Tuning,
-        generator: torch.Generator,
-    ) -> tuple[Particles, Tensor]:
+    def propose(self, at: Place) -> tuple[Particles, Tensor]:
+        particles, beta, tuning = at.particles, at.beta, at.tuning
         assert particles.position is not None and tuning.shape is not None
-        momentum = gaussian_like(particles.position, generator)
-        jitter = torch.rand((), device=momentum.device, generator=generator)
+        momentum = gaussian_like(particles.position, at.generator)
+        jitter = torch.rand((), device=momentum.device, generator=at.generator)
         step = tuning.step_size * (0.8 + 0.4 * float(jitter))
         kinetic = _kinetic(momentum)
         proposed = particles
@@ -70,7 +62,7 @@ class HamiltonianKernel(Kernel):
             # The bound is the same for the path run backwards, so that refusing it is exact.
             diverged |= ~((position / tuning.shape).abs() < _FARTHEST).all(-1)
             position = torch.where(diverged.unsqueeze(-1), particles.position, position)
-            proposed = density.evaluate(position, gradient=(1.0, beta))
+            proposed = at.density.evaluate(position, gradient=(1.0, beta))
             momentum = momentum + 0.5 * step * _force(proposed, tuning.shape)
         assert proposed.log_prior is not None and particles.log_prior is not None
         ratio = proposed.log_prior - particles.log_prior + kinetic - _kinetic(momentum)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -13,9 +14,37 @@ from torch import Tensor
 from pyro_tilt.infer.tempered.density import Particles, ProgramDensity
 from pyro_tilt.infer.tempered.schedule import Tuning, scaled
 
-__all__ = ["IndependentKernel", "Kernel", "RandomWalkKernel", "accept", "move", "population_shape"]
+__all__ = [
+    "IndependentKernel",
+    "Kernel",
+    "Place",
+    "RandomWalkKernel",
+    "accept",
+    "move",
+    "population_scales",
+    "population_shape",
+]
 
 _BOLD = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """
+    Where a move starts, and what it may use.
+
+    :ivar density: the program.
+    :ivar particles: the population.
+    :ivar beta: the temperature.
+    :ivar tuning: step size and shape.
+    :ivar generator: source of randomness, beside the program's own.
+    """
+
+    density: ProgramDensity
+    particles: Particles
+    beta: float
+    tuning: Tuning
+    generator: torch.Generator
 
 
 class Kernel(ABC):
@@ -26,6 +55,8 @@ class Kernel(ABC):
     :cvar target_acceptance: the rate that the step size is steered to; None where there is none.
     :cvar first_step: step size before anything was learned.
     :cvar longest_step: the step size never exceeds it.
+    :cvar prior_slope: a for kernels that follow the gradient of ``a log p + beta log w``; None for
+        those that need none.
     """
 
     name: ClassVar[str]
@@ -33,6 +64,7 @@ class Kernel(ABC):
     target_acceptance: ClassVar[float | None] = None
     first_step: ClassVar[float] = 1.0
     longest_step: ClassVar[float] = math.inf
+    prior_slope: ClassVar[float | None] = None
 
     def prepare(self, density: ProgramDensity) -> None:  # noqa: B027
         """Reads off the program what the kernel needs; an error names the site."""
@@ -42,18 +74,15 @@ class Kernel(ABC):
         return None
 
     def begin(self, density: ProgramDensity, particles: Particles, beta: float) -> Particles:
-        """The particles with what a move at this temperature needs."""
-        return particles
+        """The particles with the gradient that a move at this temperature needs, if any."""
+        if self.prior_slope is None:
+            return particles
+        assert particles.position is not None
+        found = density.evaluate(particles.position, gradient=(self.prior_slope, beta))
+        return replace(particles, gradient=found.gradient)
 
     @abstractmethod
-    def propose(
-        self,
-        density: ProgramDensity,
-        particles: Particles,
-        beta: float,
-        tuning: Tuning,
-        generator: torch.Generator,
-    ) -> tuple[Particles, Tensor]:
+    def propose(self, at: Place) -> tuple[Particles, Tensor]:
         """Proposals and the log of their acceptance ratios, ``(N,)``."""
 
 
@@ -75,18 +104,11 @@ def accept(log_ratio: Tensor, generator: torch.Generator) -> Tensor:
     return uniform.log() < log_ratio
 
 
-def move(
-    kernel: Kernel,
-    density: ProgramDensity,
-    particles: Particles,
-    beta: float,
-    tuning: Tuning,
-    generator: torch.Generator,
-) -> tuple[Particles, Tensor]:
+def move(kernel: Kernel, at: Place) -> tuple[Particles, Tensor]:
     """One move of all particles, and which of them were accepted."""
-    proposed, log_ratio = kernel.propose(density, particles, beta, tuning, generator)
-    accepted = accept(log_ratio, generator)
-    return particles.select(accepted, proposed), accepted
+    proposed, log_ratio = kernel.propose(at)
+    accepted = accept(log_ratio, at.generator)
+    return at.particles.select(accepted, proposed), accepted
 
 
 def log_weight_ratio(proposed: Particles, particles: Particles, beta: float) -> Tensor:
@@ -104,16 +126,9 @@ class IndependentKernel(Kernel):
     name = "independent"
     positions = False
 
-    def propose(
-        self,
-        density: ProgramDensity,
-        particles: Particles,
-        beta: float,
-        tuning: Tuning,
-        generator: torch.Generator,
-    ) -> tuple[Particles, Tensor]:
-        proposed = density.start(len(particles), positions=False)
-        return proposed, log_weight_ratio(proposed, particles, beta)
+    def propose(self, at: Place) -> tuple[Particles, Tensor]:
+        proposed = at.density.start(len(at.particles), positions=False)
+        return proposed, log_weight_ratio(proposed, at.particles, at.beta)
 
 
 class RandomWalkKernel(Kernel):
@@ -134,27 +149,21 @@ class RandomWalkKernel(Kernel):
         assert particles.position is not None
         return population_shape(particles.position)
 
-    def propose(
-        self,
-        density: ProgramDensity,
-        particles: Particles,
-        beta: float,
-        tuning: Tuning,
-        generator: torch.Generator,
-    ) -> tuple[Particles, Tensor]:
+    def propose(self, at: Place) -> tuple[Particles, Tensor]:
+        particles, step_size = at.particles, at.tuning.step_size
         position = particles.position
         assert position is not None and particles.log_prior is not None
-        noise = gaussian_like(position, generator)
-        step = shaped(noise, tuning.shape) * (2.38 / math.sqrt(max(position.shape[1], 1)))
-        if tuning.step_size != 1.0:
-            start = int(torch.randint(_BOLD, (), device=position.device, generator=generator))
-            sizes = torch.full_like(position[:, :1], tuning.step_size)
+        noise = gaussian_like(position, at.generator)
+        step = shaped(noise, at.tuning.shape) * (2.38 / math.sqrt(max(position.shape[1], 1)))
+        if step_size != 1.0:
+            start = int(torch.randint(_BOLD, (), device=position.device, generator=at.generator))
+            sizes = torch.full_like(position[:, :1], step_size)
             sizes[start::_BOLD] = 1.0
             step = step * sizes
-        proposed = density.evaluate(position + step)
+        proposed = at.density.evaluate(position + step)
         assert proposed.log_prior is not None
         ratio = proposed.log_prior - particles.log_prior
-        return proposed, ratio + log_weight_ratio(proposed, particles, beta)
+        return proposed, ratio + log_weight_ratio(proposed, particles, at.beta)
 
 
 def gaussian_like(position: Tensor, generator: torch.Generator) -> Tensor:
@@ -182,8 +191,7 @@ def population_shape(position: Tensor) -> Tensor:
     tensor([[2.]])
     """
     count, size = position.shape
-    scales = position.std(0) if count > 1 else torch.ones_like(position[0])
-    scales = torch.where(scales > 0, scales, torch.ones_like(scales))
+    scales = population_scales(position)
     if count <= 2 * size:
         return scales
     shrink = size / count if size > 1 else 0.0
@@ -192,3 +200,16 @@ def population_shape(position: Tensor) -> Tensor:
     correlation.diagonal().fill_(1.0)
     factor, failed = torch.linalg.cholesky_ex(correlation)
     return scales if bool(failed) else scales.unsqueeze(-1) * factor
+
+
+def population_scales(position: Tensor) -> Tensor:
+    """
+    The population's standard deviations, one where there is none.
+
+    :param position: ``(N, D)``.
+
+    >>> population_scales(torch.tensor([[0.0, 5.0], [2.0, 5.0], [4.0, 5.0]]))
+    tensor([2., 1.])
+    """
+    scales = position.std(0) if len(position) > 1 else torch.ones_like(position[0])
+    return torch.where(scales > 0, scales, torch.ones_like(scales))

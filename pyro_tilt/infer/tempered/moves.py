@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_tilt.infer.tempered.density import Particles, ProgramDensity
-from pyro_tilt.infer.tempered.kernels import Kernel, move
+from pyro_tilt.infer.tempered.kernels import Kernel, Place, move
 from pyro_tilt.infer.tempered.schedule import Stage, Tuning
 
 __all__ = ["LOW_CORRELATION", "Moved", "Mover", "correlation"]
@@ -100,9 +100,8 @@ class _Walk:
 
     def step(self) -> None:
         mover = self.mover
-        self.particles, accepted = move(
-            mover.kernel, mover.density, self.particles, self.beta, self.tuning, mover.generator
-        )
+        place = Place(mover.density, self.particles, self.beta, self.tuning, mover.generator)
+        self.particles, accepted = move(mover.kernel, place)
         self.moved |= accepted
         rate = float(accepted.double().mean())
         self.count, self.accepted = self.count + 1, self.accepted + rate

@@ -79,7 +79,9 @@ def _moved(name, program, seed=0, count=60_000, moves=2):
     tuning = Tuning(step, kernel.shape(particles))
     particles = kernel.begin(density, particles, BETA)
     for _ in range(moves):
-        particles, accepted = kernels.move(kernel, density, particles, BETA, tuning, generator)
+        particles, accepted = kernels.move(
+            kernel, kernels.Place(density, particles, BETA, tuning, generator)
+        )
     return particles, accepted
 
 
