@@ -71,8 +71,9 @@ def best_of_n_estimate(selected_mass: Tensor | float, n: int, *, log: bool = Fal
     [1.2044, 1.1266, 0.0]
     """
     n = _check_n(n)
-    mass = torch.as_tensor(selected_mass)
-    mass = as_double(mass if mass.is_floating_point() else mass.double())
+    if not isinstance(selected_mass, Tensor):
+        selected_mass = torch.tensor(selected_mass, dtype=torch.float64)
+    mass = as_double(selected_mass)
     mass = mass.exp() if log else mass
     if not bool(((mass >= 0.0) & (mass <= 1.0 + 1e-6)).all()):
         raise ValueError("selected_mass must lie in [0, 1], or at most 0 with log=True")
