@@ -16,6 +16,8 @@ __all__ = ["accelerated_ascent"]
 RewardFn = Callable[[Tensor], Tensor]
 # Steps without progress after which a row has reached its rounding.
 _PATIENCE = 200
+# Before this many steps most rows are done, and none is watched for the best of its iterates.
+_UNWATCHED = 40
 # The assumed smoothness is forgotten slowly, for rewards that flatten out.
 _RELAX = 0.98
 
@@ -71,7 +73,7 @@ def accelerated_ascent(
     problem = _Problem(reward, x, penalty, cost)
     moves = torch.zeros_like(x) if start is None else problem.moves(start)
     rows = torch.arange(len(x), device=x.device)
-    value, slope = problem(moves, rows)
+    value, slope = problem(moves)
     usable = torch.isfinite(value) & torch.isfinite(slope).all(-1)
     if not bool(usable.all()):
         raise ValueError(
@@ -79,31 +81,42 @@ def accelerated_ascent(
             "points to be moved; a gradient cannot lead out of there"
         )
     climb = _Climb(moves, slope, value, penalty, floor, certified)
-    best, best_norm = climb.ahead, slope.square().sum(-1)
-    best_score = best_norm if certified else -value
+    best, best_norm, best_score = moves.clone(), climb.norm.clone(), climb.score.clone()
     stale = torch.zeros_like(rows)
-    best, best_norm, best_score = best.clone(), best_norm.clone(), best_score.clone()
-    for _ in range(max_steps):
-        open_ = (climb.norm > 2.0 * floor * tolerance) & (stale[rows] < _PATIENCE)
+    for count in range(max_steps):
+        open_ = climb.norm > 2.0 * floor * tolerance
+        if count > _UNWATCHED:
+            open_ &= stale[rows] < _PATIENCE
         if not bool(open_.all()):
+            done = ~open_ & (climb.score < best_score[rows])
+            _keep_better(best, best_norm, best_score, climb, rows, done)
             rows = rows[open_]
             climb.keep(open_)
+            problem.keep(open_)
         if not len(rows):
             break
         trial = climb.propose()
-        climb.update(trial, *problem(trial, rows))
-        score = climb.norm if certified else -climb.value
-        better = score < best_score[rows]
-        stale[rows] += 1
-        found = rows[better]
-        stale[found] = 0
-        best[found], best_norm[found] = climb.ahead[better], climb.norm[better]
-        best_score[found] = score[better]
+        climb.update(trial, *problem(trial))
+        if count >= _UNWATCHED:
+            better = climb.score < best_score[rows]
+            stale[rows] = torch.where(better, 0, stale[rows] + 1)
+            _keep_better(best, best_norm, best_score, climb, rows, better)
+    _keep_better(best, best_norm, best_score, climb, rows, climb.score < best_score[rows])
     points = x + cost.unwhiten(best)
     with torch.no_grad():
         final, paid = reward(points), cost(x, points)
     slack = best_norm / (2.0 * floor) if certified else torch.full_like(best_norm, torch.inf)
     return ProximalStep(points, final, paid, slack.to(final), calls=problem.calls + len(x))
+
+
+def _keep_better(
+    best: Tensor, norm: Tensor, score: Tensor, climb: _Climb, rows: Tensor, which: Tensor
+) -> None:
+    """Writes the current points of some of the rows at work."""
+    found = rows[which]
+    best[found], norm[found], score[found] = (
+        part[which] for part in (climb.ahead, climb.norm, climb.score)
+    )
 
 
 class _Problem:
@@ -113,9 +126,12 @@ class _Problem:
         self.reward, self.x, self.penalty, self.cost = reward, x, penalty, cost
         self.calls = 0
 
-    def __call__(self, moves: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def keep(self, rows: Tensor) -> None:
+        self.x = self.x[rows]
+
+    def __call__(self, moves: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
-            y = (self.x[rows] + self.cost.unwhiten(moves)).detach().requires_grad_()
+            y = (self.x + self.cost.unwhiten(moves)).detach().requires_grad_()
             reward = self.reward(y)
             if not reward.requires_grad:
                 raise ValueError(
@@ -123,7 +139,7 @@ class _Problem:
                     "uphill needs; write it in differentiable torch operations, or give support="
                 )
             (slope,) = torch.autograd.grad(reward.sum(), y, allow_unused=True)
-        self.calls += len(rows)
+        self.calls += len(moves)
         slope = torch.zeros_like(y) if slope is None else slope
         value = reward.detach() - 0.5 * self.penalty * moves.square().sum(-1)
         return value, self.cost.whiten_slope(slope) - self.penalty * moves
@@ -162,6 +178,11 @@ class _Climb:
     def keep(self, rows: Tensor) -> None:
         for name in ("point", "ahead", "slope", "value", "norm", "smooth"):
             setattr(self, name, getattr(self, name)[rows])
+
+    @property
+    def score(self) -> Tensor:
+        """What the iterate to keep has the least of."""
+        return self.norm if self.concave else -self.value
 
     def propose(self) -> Tensor:
         """The next point of extrapolation."""

@@ -301,17 +301,17 @@ def test_a_search_says_so():
         return torch.sin(3.0 * x).sum(-1)
 
     with pytest.warns(SamplerWarning, match="local maxima"):
-        result = run(BASE, reward, penalty=0.5)
+        result = run(BASE, reward, penalty=0.5, num_samples=50)
     assert result.certificate.law == "search" and math.isinf(result.certificate.gap)
     with pytest.warns(SamplerWarning):
-        bounded = run(BASE, rewards.Bounded(reward, -2.0, 2.0), penalty=0.5)
+        bounded = run(BASE, rewards.Bounded(reward, -2.0, 2.0), penalty=0.5, num_samples=50)
     assert bounded.certificate.law == "bounded" and 0.01 < bounded.certificate.gap < 4.0
     with pytest.warns(SamplerWarning):
-        ball = run(BASE, reward, radius=0.3, num_samples=50)
-    assert ball.info["transport_cost"] == pytest.approx(0.3, rel=1e-3)
+        ball = run(BASE, reward, radius=0.3, num_samples=20)
+    assert ball.info["transport_cost"] == pytest.approx(0.3, rel=1e-2)
     # A curvature above the penalty leaves a search as well.
     with pytest.warns(SamplerWarning, match="local maxima"):
-        below = run(BASE, reward, penalty=0.5, curvature=9.0)
+        below = run(BASE, reward, penalty=0.5, curvature=9.0, num_samples=50)
     assert below.certificate.law == "search"
     assert isinstance(below.certificate, Certificate)
 
