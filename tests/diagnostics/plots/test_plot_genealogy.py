@@ -30,10 +30,12 @@ def test_counts_are_those_of_distinct_values_along_the_paths(chain):
     assert counts[0] == len(torch.unique(result.stats["ancestor"]))
 
 
-def test_lines_join_exactly_where_ancestors_are_shared(chain):
-    result = chain(40)
+@pytest.mark.parametrize("scheme", ["systematic", "residual"])
+def test_lines_join_exactly_where_ancestors_are_shared(chain, scheme):
+    # Residual resampling leaves the children of one particle apart.
+    result = chain(40, resampling=scheme, ess_threshold=1.0)
     segments = np.stack(_tree(plot_genealogy(result)).get_segments())
-    assert segments.shape[0] == 40
+    assert segments.shape[:2] == (40, 13)
     values = torch.stack([result.paths[f"x_{t}"] for t in range(12)]).numpy()
     heights = segments[:, :, 1].T
     for t in range(12):
