@@ -46,6 +46,8 @@ def plot_proposals(result: WeightedSamples, *, ax: Axes | None = None) -> Axes:
     'proposals per chain'
     >>> import matplotlib.pyplot as plt; plt.close(axes.figure)
     """
+    from matplotlib.ticker import MaxNLocator
+
     ax = style.new_axes(ax)
     if "proposals" not in result.steps:
         return style.empty(ax, "no proposals by step:\nthis sampler does not reject step by step")
@@ -64,6 +66,7 @@ def plot_proposals(result: WeightedSamples, *, ax: Axes | None = None) -> Axes:
             markersize=4,
             label=None if many and i else label,
         )
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.axhline(1.0, color=style.REFERENCE, linestyle=":", linewidth=1.0)
     highest = float(np.nanmax(rows))
     if highest > 20.0:

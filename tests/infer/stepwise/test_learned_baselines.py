@@ -82,7 +82,10 @@ def test_heads_find_the_log_mgfs(learned):
 
 
 @pytest.mark.parametrize("rule", ["chernoff", "marginal"])
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize(
+    "seed",
+    [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)],
+)
 def test_the_clipped_mass_on_new_states_is_the_one_asked_for(rule, seed):
     baselines = learn(seed, rule=rule)
     result, before = states(baselines)

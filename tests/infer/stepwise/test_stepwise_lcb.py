@@ -164,9 +164,18 @@ def true_target(factors=False):
 
 
 @pytest.mark.parametrize("cap", [None, 2])
-@pytest.mark.parametrize(("tilt_start", "acceptances"), [(False, True), (True, True), (False, 5)])
+@pytest.mark.parametrize(
+    ("tilt_start", "acceptances"),
+    [(False, True), (True, True), (False, 5), (False, "fresh"), (True, "fresh")],
+)
 def test_path_weights_are_exact_and_the_evidence_is_unbiased(cap, tilt_start, acceptances):
     options = {"path_weights": acceptances, "tilt_start": tilt_start, "max_proposals": cap}
+    if acceptances == "fresh":
+        options["num_inner"] = 3
+        if cap:
+            with pytest.raises(ValueError, match="do not go together"):
+                run(10, **options)
+            return
     if cap:
         with pytest.warns(SamplerWarning, match="max_proposals"):
             result = run(40_000, factors=True, **options)
