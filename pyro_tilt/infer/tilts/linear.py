@@ -68,6 +68,9 @@ class LinearTilt(DiffusionTilt):
     ``z_max``, the divergence ``kl`` from the base, and ``start_total_variation``, an estimate of
     the bound on what the Gaussian start costs. After a warm start ``stats["ancestor"]`` is the base
     draw that each draw comes from, and ``info["start_ess"]`` the least effective share at a rung.
+    The evidence is exact where the model knows it; otherwise it is estimated along the warm start,
+    or by :func:`line_normalizer` where there is none, with an error that leaves out the
+    discretisation as the certificate does.
 
     Example::
 

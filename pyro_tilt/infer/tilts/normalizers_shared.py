@@ -127,8 +127,12 @@ class SharedNormalizers:
         table = torch.cat([known, share.unsqueeze(-1)], -1)
         counts = torch.cat([self.counts, self.counts.new_zeros(1)])
         gram = table.T @ table
-        inner = torch.eye(len(counts)).to(gram) - gram * counts
-        covariance = torch.linalg.pinv(inner, rtol=1e-10) @ gram
+        # As Shirts and Chodera write it, on the factor of the Gram matrix, which keeps the inverse
+        # symmetric; its one null direction is the common constant.
+        values, vectors = torch.linalg.eigh(gram)
+        factor = vectors * values.clamp(min=0.0).sqrt()
+        inner = torch.eye(len(counts)).to(gram) - factor.T @ (counts.unsqueeze(-1) * factor)
+        covariance = factor @ torch.linalg.pinv(inner, rtol=1e-10, hermitian=True) @ factor.T
         last = len(counts) - 1
         variance = covariance[last, last] + covariance[0, 0]
         return (variance - covariance[0, last] - covariance[last, 0]).clamp(min=0.0).sqrt()

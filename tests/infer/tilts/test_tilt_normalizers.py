@@ -7,8 +7,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_tilt import diffusion
+from pyro_tilt import diffusion, rewards
 from pyro_tilt.infer.tilts import (
+    SharedNormalizers,
     line_normalizer,
     linear_tilt_draws,
     shared_normalizers,
@@ -93,9 +94,6 @@ def test_pooling_exact_draws_is_right_on_average():
     """Draws without discretisation: the pooled estimates of 40 runs average to the truth."""
     base = model()
     anchors = torch.stack([0.5 * THETA, THETA])
-    from pyro_tilt import rewards
-    from pyro_tilt.infer.tilts.normalizers_shared import SharedNormalizers
-
     torch.manual_seed(5)
     laws = [base.mixture, *(base.tilted_law(rewards.Linear(t)).law for t in anchors)]
     tilts = torch.cat([torch.zeros(1, 2, dtype=F64), anchors])
@@ -111,6 +109,24 @@ def test_pooling_exact_draws_is_right_on_average():
     assert abs(gap) < Z_SCORE * float(values.std()) / math.sqrt(40) + 0.003
     # The stated error is that which the runs show, within what 40 of them can tell.
     assert 0.6 < float(stated.mean() / values.std()) < 1.6
+
+
+def test_pooled_errors_are_those_of_repeated_runs():
+    """Normal laws two standard deviations apart; 200 runs tell a spread within 5 %."""
+    torch.manual_seed(6)
+    anchors = torch.tensor([[0.0], [2.0], [4.0]], dtype=F64)
+    found, stated = [], []
+    for _ in range(200):
+        draws = torch.cat([anchor + torch.randn(300, 1, dtype=F64) for anchor in anchors])
+        shared = SharedNormalizers.fit(anchors, draws, torch.tensor([300, 300, 300]))
+        value, error = shared.log_normalizer(anchors[2:])
+        found.append(float(value))
+        stated.append(float(error))
+    values = torch.tensor(found, dtype=F64)
+    spread = float(values.std())
+    # The bias of the logarithm is about half of the variance.
+    assert abs(float(values.mean()) - 8.0) < Z_SCORE * spread / math.sqrt(200) + spread**2
+    assert 1 - Z_SCORE * 0.05 < sum(stated) / 200 / spread < 1 + Z_SCORE * 0.05
 
 
 def test_a_tilt_far_from_every_anchor_is_known_as_such():
