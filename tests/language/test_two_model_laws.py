@@ -220,7 +220,7 @@ def test_blockwise_laws(stop_token):
         assert gap > 0.003
     many = laws.blockwise(base, soft, 2, partial(laws.soft_best_of_n, beta=1.0, n=10**4))
     torch.testing.assert_close(many[cells], laws.tilt(lm.law(), table, 3.0), rtol=2e-3, atol=1e-6)
-    logs = laws.blockwise(base.log(), mean, 2, best, log=True)
+    logs = laws.blockwise(base.log(), mean, 2, partial(best, log=True), log=True)
     torch.testing.assert_close(logs.exp(), laws.blockwise(base, mean, 2, best))
 
 

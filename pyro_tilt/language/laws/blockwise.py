@@ -38,7 +38,8 @@ def blockwise(
     :param block: M, tokens in a block; the last one may be shorter.
     :param choose: a law of this package with its options bound, of probabilities and rewards of
         shape ``(..., K)``.
-    :param log: whether ``base`` and the result are log probabilities; ``choose`` never sees them.
+    :param log: whether ``base``, the result and what ``choose`` takes and gives are log
+        probabilities.
     :returns: probabilities, shape ``(V,) * T``.
     :raises ValueError: for shapes that do not fit or a block below 1.
 
@@ -62,12 +63,13 @@ def blockwise(
             total > -math.inf, upto - total, torch.full_like(upto, -math.log(upto.shape[-1]))
         )
         value = as_double(values[end]).reshape(size**start, -1)
-        kept = choose(given.exp(), value.to(given.device))
+        kept = choose(given if log else given.exp(), value.to(given.device))
         if kept.shape != given.shape:
             raise ValueError(
                 f"choose must return a law of shape {tuple(given.shape)}, got {tuple(kept.shape)}"
             )
-        law = (law.unsqueeze(-1) + kept.to(given).log()).flatten()
+        kept = kept.to(given)
+        law = (law.unsqueeze(-1) + (kept if log else kept.log())).flatten()
     law = law.reshape(base.shape)
     return (law if log else law.exp()).to(base.dtype)
 
