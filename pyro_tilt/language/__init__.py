@@ -2,7 +2,22 @@
 """Language models as Pyro programs, and the exact laws of choosing among their sequences."""
 
 from pyro_tilt.language import laws
+from pyro_tilt.language.neural import NeuralLM
+from pyro_tilt.language.neural_choice import TokenChoice
+from pyro_tilt.language.neural_generation import Generation
+from pyro_tilt.language.neural_networks import RecurrentModel
+from pyro_tilt.language.neural_program import NeuralProgram
 from pyro_tilt.language.protocols import Decoding, LanguageModel
 from pyro_tilt.language.tabular import TabularLM
 
-__all__ = ["Decoding", "LanguageModel", "TabularLM", "laws"]
+__all__ = [
+    "Decoding",
+    "Generation",
+    "LanguageModel",
+    "NeuralLM",
+    "NeuralProgram",
+    "RecurrentModel",
+    "TabularLM",
+    "TokenChoice",
+    "laws",
+]

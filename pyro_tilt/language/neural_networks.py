@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks that read tokens one at a time and keep what they have read as tensors."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from types import ModuleType
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["CausalNetwork", "Network", "RecurrentModel", "RecurrentNetwork", "as_network"]
+
+
+@runtime_checkable
+class RecurrentModel(Protocol):
+    """
+    A recurrent language model: a module whose state is a nesting of tensors, batch axis first.
+    """
+
+    def initial_state(self, batch: int) -> Any:
+        """The state of ``batch`` sequences before their first token."""
+        ...
+
+    def __call__(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Logits after each token, ``(batch, t)`` to ``(batch, t, V)``, and the last state."""
+        ...
+
+
+class Network(Protocol):
+    """What a :class:`~pyro_tilt.language.NeuralLM` asks of its network."""
+
+    context: int | None
+
+    def score(self, tokens: Tensor) -> Tensor:
+        """Logits after every token, ``(batch, t)`` to ``(batch, t, V)``."""
+        ...
+
+    def read(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """
+        Logits after the last token, ``(batch, V)``, and the new state; the old one stays as it is.
+
+        Tokens are those that ``state`` has not read, and all of them where ``state`` is None.
+        """
+        ...
+
+    def unread(self, tokens: Tensor) -> Tensor:
+        """Of a sequence whose last token alone is new, what :meth:`read` is to be given."""
+        ...
+
+
+class RecurrentNetwork:
+    """
+    A recurrent module as a network.
+
+    :param model: a :class:`RecurrentModel`.
+    """
+
+    context: int | None = None
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def score(self, tokens: Tensor) -> Tensor:
+        return self.model(tokens, self.model.initial_state(len(tokens)))[0]
+
+    def read(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        if state is None:
+            state = self.model.initial_state(len(tokens))
+        logits, state = self.model(tokens, state)
+        return logits[:, -1], state
+
+    def unread(self, tokens: Tensor) -> Tensor:
+        return tokens[:, -1:]
+
+
+class CausalNetwork:
+    """
+    A causal model of transformers as a network, whose state is its key-value cache as tensors.
+
+    The state has one tuple ``(keys, values, length)`` per layer, with tensors of shape
+    ``(batch, heads, t, width)`` and the number of tokens read. A cache object of transformers is
+    made from it for each call and taken apart after it, so that no state is changed in place.
+
+    :param model: called with ``input_ids`` and ``past_key_values``.
+    :param use_cache: if False everything is read again at every step.
+    :raises TypeError: for a model whose cache holds more than keys and values.
+    """
+
+    def __init__(self, model: Any, *, use_cache: bool = True) -> None:
+        self.model = model
+        self.use_cache = use_cache
+        config = model.config.get_text_config(decoder=True)
+        found = getattr(config, "max_position_embeddings", None)
+        self.context: int | None = found if found is None or found > 0 else None
+        self._caches = require("transformers.cache_utils") if use_cache else None
+        if use_cache:
+            self._known_layers(self._cache(None))
+
+    def score(self, tokens: Tensor) -> Tensor:
+        mask = torch.ones_like(tokens)
+        return self.model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
+
+    def read(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        if not self.use_cache:
+            return self.score(tokens)[:, -1], ()
+        cache = self._cache(state)
+        # All tokens are real ones, also those that stand for padding elsewhere.
+        mask = tokens.new_ones(len(tokens), cache.get_seq_length() + tokens.shape[1])
+        found = self.model(
+            input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True
+        )
+        return found.logits[:, -1], self._state(found.past_key_values)
+
+    def unread(self, tokens: Tensor) -> Tensor:
+        return tokens[:, -1:] if self.use_cache else tokens
+
+    def _cache(self, state: Any) -> Any:
+        assert self._caches is not None
+        cache = self._caches.DynamicCache(config=self.model.config)
+        for layer, (keys, values, length) in zip(cache.layers, state or ()):
+            layer.keys, layer.values = keys, values
+            layer.dtype, layer.device = keys.dtype, keys.device
+            layer.is_initialized = True
+            if hasattr(layer, "cumulative_length"):
+                layer.cumulative_length = length
+        return cache
+
+    def _state(self, cache: Any) -> tuple[tuple[Tensor, Tensor, int], ...]:
+        layers = self._known_layers(cache)
+        return tuple((each.keys, each.values, each.get_seq_length()) for each in layers)
+
+    def _known_layers(self, cache: Any) -> list[Any]:
+        assert self._caches is not None
+        known = (self._caches.DynamicLayer, self._caches.DynamicSlidingWindowLayer)
+        layers = getattr(cache, "layers", None)
+        odd = [] if layers is None else [each for each in layers if type(each) not in known]
+        if layers is None or odd:
+            kind = type(odd[0] if odd else cache).__name__
+            raise TypeError(
+                f"the cache of {type(self.model).__name__} holds a {kind}, which is not keys and "
+                "values of the tokens alone; pass use_cache=False to read them anew at every step"
+            )
+        return list(layers)
+
+
+def as_network(model: nn.Module, *, use_cache: bool) -> Network:
+    """
+    The network of a module.
+
+    :param model: a :class:`RecurrentModel` or a causal model of transformers.
+    :param use_cache: see :class:`CausalNetwork`.
+    :raises TypeError: for another module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch module, got {type(model).__name__}")
+    if isinstance(model, RecurrentModel):
+        return RecurrentNetwork(model)
+    if hasattr(getattr(model, "config", None), "get_text_config"):
+        return CausalNetwork(model, use_cache=use_cache)
+    raise TypeError(
+        f"{type(model).__name__} is neither a causal model of transformers nor a recurrent module "
+        "with initial_state(batch) and forward(tokens, state) -> (logits, state)"
+    )
+
+
+def require(name: str) -> ModuleType:
+    """
+    Imports a module of transformers, which never looks for a network here.
+
+    :param name: dotted module name.
+    :raises ImportError: naming the extra, where it is not installed.
+    """
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"transformers models need {name!r}: run `pip install pyro-tilt[language]`"
+        ) from error
+
+
+def module_device(model: nn.Module) -> torch.device:
+    """Where the parameters of a module are."""
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
