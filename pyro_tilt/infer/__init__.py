@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Samplers over Pyro programs, and what they return."""
 
+from pyro_tilt.infer.aisp import AISP
 from pyro_tilt.infer.base_draws import BaseDraws
 from pyro_tilt.infer.best_of_n import BestOfN
 from pyro_tilt.infer.budget import beta_for_kl
@@ -18,6 +19,7 @@ from pyro_tilt.infer.sampler import Sampler
 from pyro_tilt.infer.selection import BlockBestOfN, SoftBestOfM
 from pyro_tilt.infer.smc import SMC
 from pyro_tilt.infer.soft_best_of_n import SoftBestOfN
+from pyro_tilt.infer.speculative import GSI, RewardGuided, RewardShifted, SpeculativeRejection
 from pyro_tilt.infer.stepwise import StepwiseLCB
 from pyro_tilt.infer.storage import load, save
 from pyro_tilt.infer.tempered import TemperedSMC
@@ -35,6 +37,8 @@ from pyro_tilt.infer.truncated_rejection import TruncatedRejection
 from pyro_tilt.infer.weighted_samples import WeightedSamples
 
 __all__ = [
+    "AISP",
+    "GSI",
     "LCB",
     "SMC",
     "AcceptanceTooLow",
@@ -56,11 +60,14 @@ __all__ = [
     "ProximalTransport",
     "QuadraticTilt",
     "Rejection",
+    "RewardGuided",
+    "RewardShifted",
     "Sampler",
     "SamplerWarning",
     "SamplingError",
     "SoftBestOfM",
     "SoftBestOfN",
+    "SpeculativeRejection",
     "StepwiseLCB",
     "TemperedSMC",
     "TokenScores",

@@ -52,7 +52,8 @@ class NeuralProgram:
 
         def step(carry: Decoding, t: int) -> Decoding:
             if carry.tokens is None:
-                law, state = first[0][0], first[1]
+                # A handler on the network may give each particle a law of its own.
+                law, state = (first[0][0] if len(first[0]) == 1 else first[0]), first[1]
             else:
                 law, state = self.model.reader.advance(carry.tokens, carry.state)
             token = pyro.sample(f"{self.name}_{t}", dist.Categorical(logits=law))

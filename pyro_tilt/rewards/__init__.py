@@ -4,6 +4,7 @@
 from pyro_tilt.rewards.base import Reward
 from pyro_tilt.rewards.black_box import BlackBox, as_reward
 from pyro_tilt.rewards.bounded import Bounded
+from pyro_tilt.rewards.calibrated import Calibrated
 from pyro_tilt.rewards.checks import evaluate, log_tilt
 from pyro_tilt.rewards.combine import Scaled, Sum
 from pyro_tilt.rewards.concave import Concave
@@ -17,6 +18,7 @@ from pyro_tilt.rewards.quadratic import Quadratic
 __all__ = [
     "BlackBox",
     "Bounded",
+    "Calibrated",
     "Concave",
     "Constraint",
     "Linear",
