@@ -40,11 +40,14 @@ class ParticlePlate(IndepMessenger):
         if msg["type"] != "sample" or msg["done"]:
             return
         fn = msg["fn"]
+        assert self.dim is not None
+        shape = getattr(fn, "batch_shape", ())
+        if len(shape) == -self.dim and shape[0] == self.size:
+            return
         # A deterministic site counts its whole value as event, particles included.
         if not isinstance(fn, TorchDistributionMixin) or msg["infer"].get("_deterministic"):
             return
-        batch = tuple(fn.batch_shape)
-        assert self.dim is not None
+        batch = tuple(shape)
         missing = -self.dim - len(batch)
         if missing > 0:
             target = (self.size, *self._singletons[: missing - 1], *batch)
@@ -63,3 +66,7 @@ class ParticlePlate(IndepMessenger):
         if expanded.has_rsample != fn.has_rsample:
             expanded.has_rsample = fn.has_rsample
         msg["fn"] = expanded
+
+    def _postprocess_message(self, msg: Any) -> None:
+        # Nothing is left to do, and the look-up by name would cost more than the plate.
+        return

@@ -10,6 +10,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_tilt.poutine import fast_normal
 from pyro_tilt.poutine.tilt_factor import Beta
 from pyro_tilt.poutine.tilted_site import (
     base_of,
@@ -67,6 +68,9 @@ class WeightMessenger(Messenger):
             msg["value"], msg["done"] = self.replay[name], True
             return
         fn = msg["fn"]
+        if fast_normal.is_plain_normal(fn):
+            msg["value"], msg["done"] = fast_normal.draw(fn), True
+            return
         tilted = find_tilted(fn)
         if tilted is not None and not samples_exactly(tilted):
             # A guide is scored by the law it is drawn from, which is then its base.
@@ -91,7 +95,7 @@ class WeightMessenger(Messenger):
                 fn, log_z = self._tilted.pop(name)
                 self._add(name, log_correction(fn, value, log_z, name=name), msg)
             elif self.score_latents or name in self.replay:
-                self._add(name, fn.log_prob(value), msg)
+                self._add(name, fast_normal.density(fn, value), msg)
         elif is_deterministic(msg):
             self.values[name] = value
         else:
@@ -100,7 +104,7 @@ class WeightMessenger(Messenger):
                 return
             term = infer.get("tilt")
             if term is None:
-                self._add(name, fn.log_prob(value), msg)
+                self._add(name, fast_normal.density(fn, value), msg)
             else:
                 reward = scale_and_mask(term.reward, msg["scale"], msg["mask"])
                 reward = self._per_particle(name, reward).expand(self.size)

@@ -28,6 +28,7 @@ from pyro_tilt.infer.smc.proposals import Proposal, checked_proposal
 from pyro_tilt.infer.smc.records import Group, gathered
 from pyro_tilt.ops.importance import as_double
 from pyro_tilt.ops.reindex import reindex
+from pyro_tilt.poutine import fast_normal
 from pyro_tilt.poutine.scan import plain_scan
 from pyro_tilt.poutine.tilt_factor import conform
 from pyro_tilt.poutine.weight_messenger import WeightMessenger
@@ -281,14 +282,14 @@ class StepMessenger(WeightMessenger):
                 raise RuntimeError(f"multiple sites named '{name}'")
             self.factors[name] = None
             if msg["mask"] is not False:
-                self._add(name, fn.log_prob(msg["value"]), msg)
+                self._add(name, fast_normal.density(fn, msg["value"]), msg)
             return
         super()._pyro_post_sample(msg)
         if self._proposed:
             law = self._proposed.pop(name, None)
             if law is not None:
                 fn, value = msg["fn"], msg["value"]
-                self._add(name, fn.log_prob(value) - law.log_prob(value), msg)
+                self._add(name, fast_normal.density(fn, value) - law.log_prob(value), msg)
         if name in self.values:
             frames = msg["cond_indep_stack"]
             if len(frames) > 1:
