@@ -264,7 +264,7 @@ def test_steer_writes_table_numbers_and_pictures(tmp_path, capsys):
     }
     facts = json.loads((tmp_path / "steering.json").read_text())
     threes, ink = facts["targets"]["reads as a 3"], facts["targets"]["more ink"]
-    assert len(threes) == 13 + 1 and len(ink) == 13 - 1
+    assert len(threes) == 12 + 1 and len(ink) == 10 + 1
     laws = {row["method"]: row["law"] for row in threes}
     assert laws["rejection of whole runs"] == "exact"
     assert laws["SMC, learned probability"] == "consistent"

@@ -37,10 +37,10 @@ CHAINS = 4
 
 @dataclass(frozen=True)
 class SteeringSettings:
-    """What is compared; the defaults take about five minutes on two cores."""
+    """What is compared; the defaults take three to four minutes on two cores."""
 
-    rows: int = 40_000
-    reference: int = 5_000
+    rows: int = 24_000
+    reference: int = 4_000
     steps: int = 40
     seed: int = 0
     digit: int = 3
@@ -72,13 +72,16 @@ class Method:
     setup_seconds: float = 0.0
 
 
-def methods(model: Denoiser, target: Target, settings: SteeringSettings) -> list[Method]:
+def methods(
+    model: Denoiser, target: Target, settings: SteeringSettings, *, progress: bool | None = None
+) -> list[Method]:
     """
     The ways of steering, their values trained where they learn.
 
     :param model: the denoiser.
     :param target: what is asked for.
     :param settings: see :class:`SteeringSettings`.
+    :param progress: show progress bars of the training; None shows those of over three seconds.
     """
     s, reward, beta = settings, target.reward, target.beta
     base = partial(digits_program, model, steps=s.steps, record="all")
@@ -133,7 +136,7 @@ def methods(model: Denoiser, target: Target, settings: SteeringSettings) -> list
             rows_each=s.steps,
         )
         found.insert(1, exact)
-    learned = _learned(model, base, target, s)
+    learned = _learned(model, base, target, s, progress)
     for name, value, rows, seconds in learned:
         found.append(Method(f"SMC, {name}", smc(plain, value), None, rows, seconds))
     name, value, rows, seconds = learned[-1]
@@ -155,7 +158,11 @@ def methods(model: Denoiser, target: Target, settings: SteeringSettings) -> list
 
 
 def _learned(
-    model: Denoiser, base: Callable[[], Tensor], target: Target, settings: SteeringSettings
+    model: Denoiser,
+    base: Callable[[], Tensor],
+    target: Target,
+    settings: SteeringSettings,
+    progress: bool | None,
 ) -> list[tuple[str, Any, int, float]]:
     """Learned values with their names, network rows and seconds, the one to rely on last."""
     s = settings
@@ -167,6 +174,7 @@ def _learned(
         rounds=1,
         steps=max(1, s.training_updates // 4),
         seed=s.seed,
+        progress=progress,
     )
     report = twist.report
     assert report is not None
@@ -182,6 +190,7 @@ def _learned(
             num_paths=2 * s.training_paths,
             updates=s.training_updates,
             seed=s.seed,
+            progress=progress,
         )
         fit = value.report
         found.append(("learned probability", value, fit.rows, fit.seconds))
