@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SoftBestOfN against its exact law, and through the shared case."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from pyro_tilt import align
+from pyro_tilt.infer import SamplerWarning, SoftBestOfN, ZeroWeights
+from pyro_tilt.infer.selection import SoftBestOfM
+from pyro_tilt.language import TabularLM, laws
+from pyro_tilt.testing.exact_programs import two_categoricals
+from pyro_tilt.testing.sampler_case import SamplerTestCase
+
+DRAWS, LEAST = 200_000, 1e-4
+LM = TabularLM.random(4, 3, seed=2, temperature=0.8)
+TABLE = torch.randn(64, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+TABLE[::7] = TABLE[3]
+
+
+def reward(tokens):
+    return TABLE[LM.index(tokens)]
+
+
+def p_value(rows, law):
+    counts = torch.bincount(rows, minlength=len(law)).double()
+    assert counts[law == 0].sum() == 0
+    kept = law > 0
+    expected = law[kept] / law.sum() * counts.sum()
+    statistic = float(((counts[kept] - expected).square() / expected).sum())
+    return stats.chi2.sf(statistic, int(kept.sum()) - 1)
+
+
+class TestSoftBestOfN(SamplerTestCase):
+    sampler = SoftBestOfN
+    options = {"n": 2}
+
+    def law(self, case, result):
+        base = two_categoricals().log_base.exp()
+        rewards = case.log_base + case.log_tilt - base.log()
+        return laws.soft_best_of_n(base, rewards, 1.0, 2)
+
+    @pytest.mark.filterwarnings("ignore::pyro_tilt.infer.SamplerWarning")
+    @pytest.mark.parametrize("observed", [False, True])
+    def test_law_over_states(self, observed):
+        super().test_law_over_states(observed)
+
+    @pytest.mark.filterwarnings("ignore::pyro_tilt.infer.SamplerWarning")
+    @pytest.mark.parametrize("observed", [False, True])
+    def test_weights_give_the_target(self, observed):
+        super().test_weights_give_the_target(observed)
+
+    @pytest.mark.filterwarnings("ignore::pyro_tilt.infer.SamplerWarning")
+    @pytest.mark.parametrize("observed", [False, True])
+    def test_evidence_is_unbiased(self, observed):
+        super().test_evidence_is_unbiased(observed)
+
+    def test_seed_reproduces_and_leaves_global_state(self):
+        SamplerTestCase.test_seed_reproduces_and_leaves_global_state(_Many())
+
+    def test_minus_inf_somewhere_never_survives(self):
+        SamplerTestCase.test_minus_inf_somewhere_never_survives(_Many())
+
+    def test_extreme_beta_does_not_overflow(self, beta=1e6):
+        SamplerTestCase.test_extreme_beta_does_not_overflow(_Many(), beta)
+
+    def test_beta_zero_is_the_base_bit_for_bit(self):
+        SamplerTestCase.test_beta_zero_is_the_base_bit_for_bit(_One())
+
+
+class _Many(TestSoftBestOfN):
+    __test__ = False
+    options = {"n": 64}
+
+
+class _One(TestSoftBestOfN):
+    __test__ = False
+    options = {"n": 1}
+
+
+@pytest.mark.parametrize(("n", "max_batch"), [(1, None), (2, None), (5, 2**15)])
+def test_exact_law(n, max_batch):
+    count = DRAWS if n < 3 else DRAWS // 5
+    sampler = SoftBestOfN(
+        LM.program(),
+        reward=reward,
+        beta=1.5,
+        n=n,
+        num_samples=count,
+        seed=n,
+        max_batch=max_batch,
+        progress=False,
+    )
+    result = sampler.run()
+    rows = LM.index(result.samples["tokens"])
+    assert p_value(rows, laws.soft_best_of_n(LM.law(), TABLE, 1.5, n)) > LEAST
+    if n > 1:
+        assert p_value(rows, laws.tilt(LM.law(), TABLE, 1.5)) < 1e-8
+    assert torch.equal(result.stats["reward"], TABLE[rows])
+    assert result.cost.base_draws == result.cost.reward_calls == n * count
+    # The residual weights correct the law, and the stated estimate of the bound is one.
+    weights = result.residual_log_weights.softmax(0)
+    table = torch.zeros(64).double().index_add_(0, rows, weights)
+    assert 0.5 * (table - laws.tilt(LM.law(), TABLE, 1.5)).abs().sum() < 0.02
+    bound = laws.soft_best_of_n_kl_bound(LM.law(), TABLE, 1.5, n)
+    assert result.info["kl_bound_estimate"] == pytest.approx(float(bound), rel=0.05)
+
+
+def test_a_group_larger_than_the_block():
+    """The running choice over several blocks keeps the same law, the first row included."""
+    options = {"reward": reward, "beta": 1.5, "n": 7, "num_samples": 400, "seed": 1}
+    result = SoftBestOfN(LM.program(), max_batch=3, progress=False, **options).run()
+    rows = LM.index(result.samples["tokens"])
+    assert p_value(rows, laws.soft_best_of_n(LM.law(), TABLE, 1.5, 7)) > LEAST
+
+
+@pytest.mark.parametrize("block", [1, 2, 3])
+def test_blocks(block):
+    from functools import partial
+
+    soft = LM.soft_values(TABLE, 1.5)
+    sampler = SoftBestOfN(
+        align(LM.program(), reward, 1.5),
+        value=LM.value_function(soft),
+        n=3,
+        block=block,
+        exact_values=True,
+        num_samples=DRAWS // 10,
+        seed=block,
+        progress=False,
+    )
+    assert isinstance(sampler, SoftBestOfM)
+    result = sampler.run()
+    base = LM.law().reshape(4, 4, 4)
+    law = laws.blockwise(base, soft, block, partial(laws.soft_best_of_n, beta=1.0, n=3))
+    assert p_value(LM.index(result.samples["tokens"]), law.flatten()) > LEAST
+    assert (result.certificate.law, result.certificate.budget) == ("consistent", "n")
+    assert float(result.log_normalizer) == pytest.approx(float(soft[0]), abs=0.05)
+    search = SoftBestOfN(LM.program(), reward=reward, value=LM.value_function(soft), block=1, n=2)
+    assert search.exact_values is False
+
+
+def test_certificate():
+    result = SoftBestOfN(LM.program(), reward=reward, n=4, num_samples=500, seed=0).run()
+    certificate = result.certificate
+    assert (certificate.target, certificate.law, certificate.budget) == (
+        "joint tilt",
+        "consistent",
+        "n",
+    )
+    assert "soft best-of-n law (n=4)" in certificate.covers
+    assert 0.0 < certificate.estimated_total_variation < 1.0
+
+
+def test_draws_of_weight_zero_are_told():
+    table = torch.full((64,), -math.inf, dtype=torch.float64)
+    with pytest.raises(ZeroWeights) as error:
+        SoftBestOfN(LM.program(), reward=lambda y: table[LM.index(y)], n=2, num_samples=5).run()
+    assert len(error.value.partial) == 5
+    half = table.clone()
+    half[:32] = 0.0
+    with pytest.warns(SamplerWarning, match="weight zero"):
+        result = SoftBestOfN(
+            LM.program(), reward=lambda y: half[LM.index(y)], n=1, num_samples=200, seed=0
+        ).run()
+    rows = LM.index(result.samples["tokens"])
+    assert torch.equal(result.stats["lost"], rows >= 32)
+
+
+def test_bad_input():
+    for n in (0, -1, 2.5, True):
+        with pytest.raises(ValueError, match="n must be"):
+            SoftBestOfN(LM.program(), reward=reward, n=n)
+    with pytest.raises(ValueError, match="give block="):
+        SoftBestOfN(LM.program(), reward=reward, value=lambda c, t: c)
+    with pytest.raises(ValueError, match="block must be"):
+        SoftBestOfN(LM.program(), reward=reward, block=0)
+    with pytest.raises(ValueError, match="NaN"):
+        SoftBestOfN(LM.program(), reward=lambda y: reward(y) * math.nan).run()
+    with pytest.raises(ValueError, match="shape"):
+        SoftBestOfN(LM.program(), reward=lambda y: y.double()).run()
