@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import importlib.util
 import json
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
@@ -34,6 +36,28 @@ class Method(StrEnum):
     importance = "importance"
     rejection = "rejection"
     lcb = "lcb"
+    smc = "smc"
+    best_of_n = "best-of-n"
+    soft_best_of_n = "soft-best-of-n"
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A sampler by name, whether it has a beta, and the command's further options that it takes."""
+
+    sampler: str
+    beta: bool = True
+    options: tuple[str, ...] = ()
+
+
+_METHODS = {
+    Method.importance: _Entry("ImportanceSampler"),
+    Method.rejection: _Entry("Rejection"),
+    Method.lcb: _Entry("LCB"),
+    Method.smc: _Entry("SMC"),
+    Method.best_of_n: _Entry("BestOfN", beta=False, options=("n",)),
+    Method.soft_best_of_n: _Entry("SoftBestOfN", options=("n",)),
+}
 
 
 @app.callback()
@@ -53,32 +77,61 @@ def align(
         ),
     ],
     beta: Annotated[
-        float, typer.Option(help="Multiplies the reward (RLHF's KL coefficient, inverted).")
-    ],
+        float | None,
+        typer.Option(
+            help="Multiplies the reward (RLHF's KL coefficient, inverted); all but best-of-n need "
+            "it."
+        ),
+    ] = None,
     method: Annotated[Method, typer.Option(help="The sampler.")] = Method.auto,
     num_samples: Annotated[int, typer.Option("--num-samples", "-n", min=1, help="Draws.")] = 1000,
+    choose_from: Annotated[
+        int | None, typer.Option(min=1, help="Draws that best-of-n and soft-best-of-n choose from.")
+    ] = None,
+    show: Annotated[int, typer.Option(min=0, help="Texts of a language program to print.")] = 10,
     seed: Annotated[int, typer.Option(help="Makes the run reproduce.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for what is written.")] = Path("pyro-tilt-out"),
 ) -> None:
     """Sample a program reweighted by exp(beta * reward).
 
-    Writes samples.nc, health.png and summary.json to the --out folder and prints the summary.
+    Writes samples.nc, health.png and summary.json to the --out folder and prints the summary. A
+    program that can decode its tokens is shown as text, with reward and weight, in texts.csv too.
     """
-    if not math.isfinite(beta):
-        _fail(f"--beta must be finite, got {beta}", _USAGE)
+    _check_options(method, beta, choose_from)
     base = _load(program, "PROGRAM")
     scorer = _load(reward, "--reward")
     _make_folder(out)
     try:
-        sampler = _sampler(base, scorer, beta, method, num_samples=num_samples, seed=seed)
-        result = sampler.run()
+        options = {"num_samples": num_samples, "seed": seed}
+        result = _sampler(base, scorer, beta, method, n=choose_from, **options).run()
     except (ValueError, NotImplementedError, TypeError) as error:
         _fail(str(error), _FAILED)
     _write(result, out)
+    if callable(getattr(base, "decode", None)):
+        _write_texts(result, base, out, show)
+
+
+def _check_options(method: Method, beta: float | None, choose_from: int | None) -> None:
+    entry = _METHODS.get(method, _Entry("auto"))
+    if entry.beta and beta is None:
+        _fail(f"--method {method.value} needs --beta", _USAGE)
+    if not entry.beta and beta is not None:
+        _fail(f"--method {method.value} has no --beta, only the order of rewards counts", _USAGE)
+    if beta is not None and not math.isfinite(beta):
+        _fail(f"--beta must be finite, got {beta}", _USAGE)
+    if choose_from is not None and "n" not in entry.options:
+        takers = [m.value for m, each in _METHODS.items() if "n" in each.options]
+        _fail(f"--choose-from belongs to --method {' or '.join(takers)}", _USAGE)
 
 
 def _sampler(
-    program: Callable[..., Any], reward: Any, beta: float, method: Method, **options: Any
+    program: Callable[..., Any],
+    reward: Any,
+    beta: float | None,
+    method: Method,
+    *,
+    n: int | None,
+    **options: Any,
 ) -> Any:
     from pyro_tilt import infer
 
@@ -89,12 +142,10 @@ def _sampler(
         typer.echo(
             f"method: {method.value} ({'a' if known else 'no'} bound on the reward is known)"
         )
-    samplers = {
-        Method.importance: infer.ImportanceSampler,
-        Method.rejection: infer.Rejection,
-        Method.lcb: infer.LCB,
-    }
-    return samplers[method](program, reward=reward, beta=beta, **options)
+    entry = _METHODS[method]
+    further = {"beta": beta if entry.beta else None, "n": n}
+    options.update({name: value for name, value in further.items() if value is not None})
+    return getattr(infer, entry.sampler)(program, reward=reward, **options)
 
 
 def _write(result: WeightedSamples, out: Path) -> None:
@@ -112,6 +163,31 @@ def _write(result: WeightedSamples, out: Path) -> None:
     figure = diagnostics.plot_health(result)
     figure.savefig(out / "health.png", dpi=120)
     typer.echo(f"wrote {out / 'samples.nc'}, {out / 'health.png'}, {out / 'summary.json'}")
+
+
+def _write_texts(result: WeightedSamples, program: Any, out: Path, show: int) -> None:
+    """Prints the texts of most weight, and writes all draws with their rewards and weights."""
+    site = getattr(program, "site", "tokens")
+    tokens = result.samples[site]
+    rewards, weights = result.stats["reward"].tolist(), result.get_normalized_weights().tolist()
+    rows = list(zip(rewards, weights, program.decode(tokens)))
+    with (out / "texts.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["reward", "weight", "text"])
+        writer.writerows(rows)
+    shared: dict[str, tuple[float, float]] = {}
+    for reward, weight, text in rows:
+        shared[text] = reward, weight + shared.get(text, (0.0, 0.0))[1]
+    best = sorted(shared.items(), key=lambda item: (-item[1][1], -item[1][0]))[:show]
+    if best:
+        typer.echo(f"{'reward':>10} {'weight':>8}  text ({len(shared)} different ones)")
+    for text, (reward, weight) in best:
+        typer.echo(f"{reward:10.4g} {weight:8.4f}  {text}")
+    finished = result.samples.get(f"{site}_finished")
+    if finished is not None and not bool(finished.all()):
+        cut = int((~finished).sum())
+        typer.echo(f"{cut} of {len(rows)} sequences were cut at the limit, without a stop token")
+    typer.echo(f"wrote {out / 'texts.csv'}")
 
 
 def _load(spec: str, option: str) -> Any:

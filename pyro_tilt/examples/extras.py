@@ -6,11 +6,12 @@ import os
 from types import ModuleType
 
 
-def require(name: str) -> ModuleType:
+def require(name: str, *, extra: str = "demo") -> ModuleType:
     """
-    Imports a module of the ``demo`` extra, or says how to install it.
+    Imports a module of an extra, or says how to install it.
 
     :param name: dotted module name, such as ``"sklearn.datasets"``.
+    :param extra: the extra that brings it.
     :returns: the module.
     :raises ImportError: naming the extra, where the module is not installed.
 
@@ -23,5 +24,5 @@ def require(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"this example needs {name!r}: run `pip install pyro-tilt[demo]`"
+            f"this example needs {name!r}: run `pip install pyro-tilt[{extra}]`"
         ) from error

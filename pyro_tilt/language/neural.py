@@ -249,15 +249,14 @@ class NeuralLM:
 
     def decode(self, tokens: Tensor) -> list[str]:
         """
-        The texts of sequences.
+        The texts of sequences; their numbers where the model has neither tokenizer nor decode.
 
         :param tokens: shape ``(n, t)``.
-        :raises ValueError: where the model has no tokenizer.
         """
         if self._decode is not None:
             return self._decode(tokens)
         if self.tokenizer is None:
-            raise ValueError("this model has no text: give it tokenizer= or decode=")
+            return [" ".join(map(str, row)) for row in tokens.tolist()]
         texts: list[str] = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return texts
 

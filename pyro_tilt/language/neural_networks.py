@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import os
 from types import ModuleType
@@ -95,20 +96,24 @@ class CausalNetwork:
         config = model.config.get_text_config(decoder=True)
         found = getattr(config, "max_position_embeddings", None)
         self.context: int | None = found if found is None or found > 0 else None
-        self._caches = require("transformers.cache_utils") if use_cache else None
+        self._padding = getattr(config, "pad_token_id", None)
+        self._empty: Any = None
+        self._kinds: tuple[type, ...] = ()
         if use_cache:
-            self._known_layers(self._cache(None))
+            caches = require("transformers.cache_utils")
+            self._kinds = (caches.DynamicLayer, caches.DynamicSlidingWindowLayer)
+            self._empty = caches.DynamicCache(config=model.config)
+            self._known_layers(self._empty)
 
     def score(self, tokens: Tensor) -> Tensor:
-        mask = torch.ones_like(tokens)
+        mask = self._mask(tokens, 0)
         return self.model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
 
     def read(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
         if not self.use_cache:
             return self.score(tokens)[:, -1], ()
         cache = self._cache(state)
-        # All tokens are real ones, also those that stand for padding elsewhere.
-        mask = tokens.new_ones(len(tokens), cache.get_seq_length() + tokens.shape[1])
+        mask = self._mask(tokens, cache.get_seq_length())
         found = self.model(
             input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True
         )
@@ -117,9 +122,16 @@ class CausalNetwork:
     def unread(self, tokens: Tensor) -> Tensor:
         return tokens[:, -1:] if self.use_cache else tokens
 
+    def _mask(self, tokens: Tensor, before: int) -> Tensor | None:
+        """Ones for all tokens, where one of them could be taken for padding; else none is faster."""
+        if self._padding is None or not bool((tokens == self._padding).any()):
+            return None
+        return tokens.new_ones(len(tokens), before + tokens.shape[1])
+
     def _cache(self, state: Any) -> Any:
-        assert self._caches is not None
-        cache = self._caches.DynamicCache(config=self.model.config)
+        # Copies of one level are faster than a new cache, which reads the whole configuration.
+        cache = copy.copy(self._empty)
+        cache.layers = [copy.copy(layer) for layer in self._empty.layers]
         for layer, (keys, values, length) in zip(cache.layers, state or ()):
             layer.keys, layer.values = keys, values
             layer.dtype, layer.device = keys.dtype, keys.device
@@ -133,10 +145,8 @@ class CausalNetwork:
         return tuple((each.keys, each.values, each.get_seq_length()) for each in layers)
 
     def _known_layers(self, cache: Any) -> list[Any]:
-        assert self._caches is not None
-        known = (self._caches.DynamicLayer, self._caches.DynamicSlidingWindowLayer)
         layers = getattr(cache, "layers", None)
-        odd = [] if layers is None else [each for each in layers if type(each) not in known]
+        odd = [each for each in layers or () if type(each) not in self._kinds]
         if layers is None or odd:
             kind = type(odd[0] if odd else cache).__name__
             raise TypeError(

@@ -277,6 +277,14 @@ def test_nothing_to_read_before_the_first_token():
     assert lm.log_prob(torch.zeros(2, 3, dtype=torch.long), prompt_length=1).shape == (2,)
 
 
+def test_texts():
+    neural, _ = both()
+    tokens = torch.tensor([[0, 2], [2, 1]])
+    assert neural.decode(tokens) == ["0 2", "2 1"]
+    lm = NeuralLM(TwoBack(), max_tokens=2, begin_token=BEGIN, decode=lambda y: ["a"] * len(y))
+    assert lm.program().decode(tokens) == ["a", "a"]
+
+
 def test_bad_sequences_and_models():
     neural, _ = both()
     with pytest.raises(ValueError, match="integers"):
@@ -287,8 +295,6 @@ def test_bad_sequences_and_models():
         neural.log_prob(torch.zeros(2, 3, dtype=torch.long), prompt_length=3)
     with pytest.raises(ValueError, match="n must be"):
         neural.generate(0)
-    with pytest.raises(ValueError, match="tokenizer= or decode="):
-        neural.decode(torch.zeros(1, 2, dtype=torch.long))
     with pytest.raises(TypeError, match="initial_state"):
         NeuralLM(torch.nn.Linear(2, 2), max_tokens=3)
     with pytest.raises(TypeError, match="torch module"):

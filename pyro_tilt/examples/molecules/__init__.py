@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Language models of real molecules: ``python -m pyro_tilt.examples.molecules``."""
+
+from pyro_tilt.examples.molecules.data import load_molecules, split_molecules
+from pyro_tilt.examples.molecules.model import VOCABULARY, load_molecule_model
+from pyro_tilt.examples.molecules.reward import drug_likeness, is_valid, qed
+from pyro_tilt.examples.molecules.vocabulary import Vocabulary
+
+__all__ = [
+    "VOCABULARY",
+    "Vocabulary",
+    "drug_likeness",
+    "is_valid",
+    "load_molecule_model",
+    "load_molecules",
+    "qed",
+    "split_molecules",
+]
