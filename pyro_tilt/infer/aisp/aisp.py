@@ -46,8 +46,8 @@ class AISP(Sampler):
     with .999 it is the number of iterations that limits how far U goes.
 
     What a search is after is tilted from the law :math:`\pi_0` of greedy decoding under noise,
-    which is *not* the law that the model samples. ``decode="sample"`` draws the tokens from the perturbed
-    logits instead; weights are then those of perturbations and tokens together, and
+    which is *not* the law that the model samples. ``decode="sample"`` draws the tokens from the
+    perturbed logits instead; weights are then those of perturbations and tokens together, and
     :math:`\pi_0` tends to the model's own law as sigma goes to 0. In the first round (U = 0) the
     weights are softmax of :math:`r/\lambda`, and one drawn by them would be soft best-of-n on
     :math:`\pi_0`.

@@ -113,6 +113,7 @@ class RewardShifted(Sampler):
         }
         for each in metered.values():
             each.reset()
+        run.rows.rows = None
         generator = torch.Generator().manual_seed(run.accept_seed)
         parts, filled = [], 0
         with run.bar(self.num_samples) as bar:

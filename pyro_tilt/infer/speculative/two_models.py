@@ -133,6 +133,8 @@ class TwoModelSampler(Sampler):
 
         source = WholeSource(self.aligned, target, draft, make)
         source.prepare(scored_drafts=self._weighs, scored_targets=self._debiased)
+        # As with the first plain run, those that learned the sites of each pass are no cost.
+        run.rows.rows = None
         parts = []
         with run.bar(self.num_samples) as bar:
             for count in _batches(self.num_samples, most):
@@ -163,6 +165,7 @@ class TwoModelSampler(Sampler):
         )
         target.reset()
         draft.reset()
+        run.rows.rows = None
         assert self.value is not None and self.block_size is not None
         source = BlockSource(
             proposals,
