@@ -19,6 +19,8 @@ __all__ = ["Attempts", "attempt", "bound_of", "exponential_noise", "miss_upper"]
 
 # Rows proposed for slots that turn out to be filled, as a share of those that are needed.
 _WASTE = 0.25
+# Rows of a round that are no waste worth speaking of, as a share of all that were drawn.
+_TAIL = 0.02
 
 
 @dataclass
@@ -148,7 +150,9 @@ class _Proposer:
         if not math.isfinite(self.bound):
             return most
         rate = (self.hits + 1) / (self.drawn + 1)
-        return min(most, max(1, int(_WASTE / rate)))
+        # The last slots would take many rounds of a few rows, next to which some waste is nothing.
+        wide = max(_WASTE / rate, _TAIL * self.drawn / waiting)
+        return min(most, max(1, int(wide)))
 
     def evidence(self) -> tuple[float, float]:
         log_z, error = self.firsts.log_mean()

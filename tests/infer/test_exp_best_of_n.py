@@ -10,6 +10,7 @@ from scipy import stats
 
 from pyro_tilt import align, rewards
 from pyro_tilt.infer import ExpBestOfN, SamplerWarning, TruncatedRejection, ZeroWeights
+from pyro_tilt.infer.early_exit import miss_upper
 from pyro_tilt.language import TabularLM, laws
 from pyro_tilt.testing.sampler_case import SamplerTestCase
 
@@ -195,3 +196,12 @@ def test_draws_of_weight_zero_are_told():
             result = run(sampler, 1, num_samples=2000)
         assert torch.equal(result.stats["lost"], LM.index(result.samples["tokens"]) == 5)
         assert not bool((result.stats["lost"] & result.stats["hit"]).any())
+
+
+@pytest.mark.parametrize(("misses", "num"), [(0, 50), (3, 300), (40, 60)])
+def test_upper_bound_of_the_share_of_misses(misses, num):
+    """At the bound so few misses are seen with the probability left over."""
+    for confidence in (0.8, 0.99):
+        upper = miss_upper(misses, num, confidence)
+        assert stats.binom.cdf(misses, num, upper) == pytest.approx(1.0 - confidence)
+    assert miss_upper(num, num, 0.9) == 1.0

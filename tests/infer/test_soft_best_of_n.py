@@ -2,15 +2,19 @@
 """SoftBestOfN against its exact law, and through the shared case."""
 
 import math
+from functools import partial
 
+import pyro
 import pytest
 import torch
 from scipy import stats
 
 from pyro_tilt import align
-from pyro_tilt.infer import SamplerWarning, SoftBestOfN, ZeroWeights
+from pyro_tilt.infer import ProgramProposal, SamplerWarning, SoftBestOfN, ZeroWeights
 from pyro_tilt.infer.selection import SoftBestOfM
+from pyro_tilt.infer.soft_best_of_n import _Groups
 from pyro_tilt.language import TabularLM, laws
+from pyro_tilt.ops.importance import log_mean_exp
 from pyro_tilt.testing.exact_programs import two_categoricals
 from pyro_tilt.testing.sampler_case import SamplerTestCase
 
@@ -109,17 +113,22 @@ def test_exact_law(n, max_batch):
 
 
 def test_a_group_larger_than_the_block():
-    """The running choice over several blocks keeps the same law, the first row included."""
-    options = {"reward": reward, "beta": 1.5, "n": 7, "num_samples": 400, "seed": 1}
-    result = SoftBestOfN(LM.program(), max_batch=3, progress=False, **options).run()
-    rows = LM.index(result.samples["tokens"])
+    """The choice over several blocks of 2, 2, 2 and 1 proposals keeps the law."""
+    proposal = ProgramProposal(align(LM.program(), reward, 1.5))
+    pyro.set_rng_seed(0)
+    groups = _Groups(proposal, 7, 60_000, torch.Generator().manual_seed(1))
+    draws, means = groups.choose(30_000)
+    rows = LM.index(draws.samples["tokens"])
     assert p_value(rows, laws.soft_best_of_n(LM.law(), TABLE, 1.5, 7)) > LEAST
+    log_z = float(LM.soft_values(TABLE, 1.5)[0])
+    assert float(log_mean_exp(means)) == pytest.approx(log_z, abs=0.02)
+    # One slot at a time where not even one group fits.
+    options = {"reward": reward, "n": 7, "num_samples": 3, "seed": 1, "progress": False}
+    assert SoftBestOfN(LM.program(), max_batch=3, **options).run().cost.base_draws == 21
 
 
 @pytest.mark.parametrize("block", [1, 2, 3])
 def test_blocks(block):
-    from functools import partial
-
     soft = LM.soft_values(TABLE, 1.5)
     sampler = SoftBestOfN(
         align(LM.program(), reward, 1.5),
