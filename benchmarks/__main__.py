@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs every benchmark and writes RESULTS.md beside this file: ``python -m benchmarks``.
+"""Runs benchmarks and writes RESULTS.md beside this file: ``python -m benchmarks [NAME ...]``.
 
-``python -m benchmarks NAME`` runs one in this process and prints its rows as JSON.
+Without names every benchmark runs. With names those run, and the sections of the others stay as
+they were. Each runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -17,7 +18,24 @@ import torch
 
 from benchmarks.harness import Row, machine, table
 
-MODULES = ("bench_importance", "bench_pool", "bench_tilted", "bench_memory", "bench_tempered")
+MODULES = (
+    "bench_importance",
+    "bench_pool",
+    "bench_tilted",
+    "bench_memory",
+    "bench_smc",
+    "bench_tempered",
+    "bench_lcb",
+    "bench_digits",
+    "bench_diffusion",
+    "bench_convex",
+    "bench_transport",
+    "bench_landscape",
+    "bench_selection",
+    "bench_language",
+)
+RESULTS = Path(__file__).with_name("RESULTS.md")
+HERE = "--here"
 INTRODUCTION = """\
 # Benchmark results
 
@@ -27,8 +45,8 @@ about 20 %. One torch thread, CPU time.
 """
 
 
-def run_one(name: str) -> None:
-    """Runs one benchmark here and prints its rows as JSON."""
+def run_here(name: str) -> None:
+    """Runs one benchmark in this process and prints its rows as JSON."""
     torch.set_num_threads(1)
     module = importlib.import_module(f"benchmarks.{name}")
     print(json.dumps({"title": module.TITLE, "rows": [asdict(row) for row in module.run()]}))
@@ -36,27 +54,45 @@ def run_one(name: str) -> None:
 
 def run_apart(name: str) -> tuple[str, list[Row]]:
     """Runs one benchmark in a fresh process, whose memory no other has shaped."""
-    command = [sys.executable, "-m", "benchmarks", name]
+    command = [sys.executable, "-m", "benchmarks", HERE, name]
     output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     found = json.loads(output.splitlines()[-1])
     return found["title"], [Row(**row) for row in found["rows"]]
 
 
-def main() -> int:
-    if len(sys.argv) > 1:
-        run_one(sys.argv[1])
+def sections() -> dict[str, str]:
+    """The sections of RESULTS.md by title."""
+    if not RESULTS.exists():
+        return {}
+    parts = RESULTS.read_text().split("\n## ")[1:]
+    return {title: body.strip() for title, _, body in (part.partition("\n") for part in parts)}
+
+
+def write(found: dict[str, str]) -> None:
+    """Writes RESULTS.md."""
+    parts = [INTRODUCTION, f"Machine: {machine()}.\n"]
+    parts += [f"## {title}\n\n{body}\n" for title, body in found.items()]
+    RESULTS.write_text("\n".join(parts))
+
+
+def main(arguments: list[str]) -> int:
+    if arguments[:1] == [HERE]:
+        run_here(arguments[1])
         return 0
-    sections = [INTRODUCTION, f"Machine: {machine()}.\n"]
+    unknown = sorted(set(arguments) - set(MODULES))
+    if unknown:
+        raise SystemExit(f"no benchmarks {unknown}; there are {', '.join(MODULES)}")
+    found = sections() if arguments else {}
     missed = 0
-    for name in MODULES:
+    for name in arguments or MODULES:
         print(f"{name} ...", flush=True)
         title, rows = run_apart(name)
         missed += sum(not row.met for row in rows)
         print(table(rows), flush=True)
-        sections.append(f"## {title}\n\n{table(rows)}\n")
-    Path(__file__).with_name("RESULTS.md").write_text("\n".join(sections))
+        found[title] = table(rows)
+        write(found)
     return min(missed, 1)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
