@@ -23,7 +23,7 @@ from pyro_tilt.infer.speculative import GSI, RewardGuided, RewardShifted, Specul
 from pyro_tilt.infer.stepwise import StepwiseLCB
 from pyro_tilt.infer.storage import load, save
 from pyro_tilt.infer.tempered import TemperedSMC
-from pyro_tilt.infer.tilts import DiffusionModel, LinearTilt, QuadraticTilt
+from pyro_tilt.infer.tilts import ConvexTilt, DiffusionModel, LinearTilt, QuadraticTilt
 from pyro_tilt.infer.transport import (
     MaxOf,
     ProximalOracle,
@@ -46,6 +46,7 @@ __all__ = [
     "BestOfN",
     "BlockBestOfN",
     "Certificate",
+    "ConvexTilt",
     "Cost",
     "CountRows",
     "DiffusionModel",

@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from tqdm import tqdm
 
-from pyro_tilt.infer.sampler import Run
+from pyro_tilt.infer.sampler import Run, check_count
 from pyro_tilt.infer.tilts.diffusion_tilt import DiffusionTilt, TiltDraws
 from pyro_tilt.infer.tilts.isotropic import IsotropicRoute
 from pyro_tilt.infer.tilts.linear import LinearTilt
 from pyro_tilt.infer.tilts.linear_draws import choose_form
+from pyro_tilt.infer.tilts.low_rank_choice import choose_max_z, low_rank_route
 from pyro_tilt.infer.tilts.protocols import DiffusionModel
 from pyro_tilt.rewards import Linear, Quadratic
 
@@ -79,12 +81,17 @@ class QuadraticTilt(DiffusionTilt):
     b^\top x + c)}`.
 
     What can be done depends on A. A negative multiple of the identity is as easy as no tilt: see
-    :func:`isotropic_draws`. A negative direction beside flat ones is hard in general, even
-    one of them alone, and so is a positive A of high rank (Moitra, Risteski and Rohatgi 2026, arXiv
-    2602.16570, Theorems 4.1 and A.1).
+    :func:`isotropic_draws`. A positive :math:`A = \tfrac12 L^\top L` of low rank makes the tilt a
+    mixture of linear ones over a lattice of a few points per direction, see
+    :class:`~pyro_tilt.infer.tilts.Lattice`; one of any rank does so by Langevin chains, where
+    :math:`\sup_\theta \|L\, \mathrm{Cov}_\theta L^\top\| < 1`. A negative direction beside flat
+    ones is hard in general, even one of them alone, and so is a positive A of high rank (Moitra,
+    Risteski and Rohatgi 2026, arXiv 2602.16570, Theorems 4.1 and A.1): those are refused.
 
-    Certificate: *consistent* in the number of steps, for the tilt in continuous time; it leaves
-    out, by name, the discretisation and the error of a network.
+    Certificate, for the tilt in continuous time; it leaves out, by name, the discretisation and the
+    error of a network. The lattice is *bounded*, by a total variation of ``epsilon`` at most, where
+    the model knows its normalisers; where they are estimated their error goes into
+    ``estimated_total_variation``. All else is *consistent* in the number of steps.
 
     :param base: a diffusion model whose draws are vectors.
     :param reward: the quadratic.
@@ -92,6 +99,12 @@ class QuadraticTilt(DiffusionTilt):
     :param sampler: ``"ancestral"``, ``"heun"`` or ``"euler"``.
     :param eta: noise of the ancestral sampler.
     :param form: ``"start"``, ``"prediction"``, or ``"auto"`` for the first wherever it is right.
+    :param epsilon: total variation that the lattice may cost.
+    :param rejection: remove the error of the lattice by rejecting a share of ``epsilon``.
+    :param radius: a bound on :math:`|L x|` over the data, where one is known.
+    :param mcmc_steps: moves of a Langevin chain.
+    :param normalizer_samples: draws of each anchor where normalisers are estimated.
+    :param max_z: as in :class:`LinearTilt`, for the linear tilts of a mixture.
     :param num_samples: draws per chain; see :class:`~pyro_tilt.infer.Sampler` for the other
         options ``num_chains``, ``seed``, ``progress`` and ``max_batch``.
     :raises TypeError: for a reward that is no :class:`~pyro_tilt.rewards.Quadratic`.
@@ -119,6 +132,12 @@ class QuadraticTilt(DiffusionTilt):
         sampler: str = "ancestral",
         eta: float = 1.0,
         form: str = "auto",
+        epsilon: float = 1e-3,
+        rejection: bool = False,
+        radius: float | None = None,
+        mcmc_steps: int = 200,
+        normalizer_samples: int = 2000,
+        max_z: float | None = None,
         **options: Any,
     ) -> None:
         if not isinstance(reward, Quadratic):
@@ -130,29 +149,29 @@ class QuadraticTilt(DiffusionTilt):
         _check_shapes(base, reward)
         self.form = form
         choose_form(form, sampler, eta)
+        if not 0.0 < epsilon < 0.5:
+            raise ValueError(f"epsilon must lie in (0, 0.5), got {epsilon}")
+        if radius is not None and not 0.0 < radius < math.inf:
+            raise ValueError(f"radius must be positive and finite, got {radius}")
+        self.epsilon, self.rejection, self.radius = float(epsilon), bool(rejection), radius
+        self.mcmc_steps = check_count("mcmc_steps", mcmc_steps)
+        self.normalizer_samples = check_count("normalizer_samples", normalizer_samples)
+        self.max_z = choose_max_z(base, max_z)
         moved = reward.to(device=base.device, dtype=base.dtype)
         self.reward: Quadratic = moved
         self.folded: Quadratic = moved._times(self.beta)
         _check_exists(base, self.folded)
-        self.route = _choose(base, self.folded)
+        self.route = self._choose()
 
     def _draw(self, run: Run, bar: tqdm) -> TiltDraws:
         return self.route.draw(self, bar.update)
 
-
-def _choose(base: DiffusionModel, reward: Quadratic) -> Route:
-    for match in ROUTES:
-        route = match(base, reward)
-        if route is not None:
-            return route
-    values = torch.linalg.eigvalsh(reward.A.double())
-    raise NotImplementedError(
-        "no route draws from the tilt by this quadratic, whose eigenvalues (beta folded in) run "
-        f"from {float(values[0]):.3g} to {float(values[-1]):.3g}. A negative multiple of the "
-        "identity is drawn exactly; a single negative direction is NP-hard in general "
-        "(arXiv 2602.16570, Theorem 4.1), as are positive ones of high rank (Theorem A.1). Use "
-        "TemperedSMC or SMC on the model's program, whose certificates are weaker"
-    )
+    def _choose(self) -> Route:
+        for match in ROUTES:
+            route = match(self.base, self.folded)
+            if route is not None:
+                return route
+        return low_rank_route(self.base, self.folded, epsilon=self.epsilon, radius=self.radius)
 
 
 def _check_shapes(base: DiffusionModel, reward: Quadratic) -> None:
