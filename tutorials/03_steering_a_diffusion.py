@@ -375,7 +375,7 @@ for number, method in enumerate(methods(denoiser, goal, settings, progress=False
     )
 
 # %%
-fig, axes = plt.subplots(len(outcomes), 1, figsize=(8, 1.25 * len(outcomes)), layout="constrained")
+fig, axes = plt.subplots(len(outcomes), 1, figsize=(8, 1.35 * len(outcomes)), layout="constrained")
 for ax, each in zip(axes, outcomes):
     show(ax, each)
 plt.show()

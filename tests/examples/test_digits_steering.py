@@ -8,7 +8,13 @@ import torch
 from pyro import poutine
 
 from pyro_tilt import align, rewards
-from pyro_tilt.examples.digits import digits_program, ink_reward, load_denoiser, reads_as
+from pyro_tilt.examples.digits import (
+    digits_program,
+    ink_reward,
+    load_denoiser,
+    reads_as,
+    steering_values,
+)
 from pyro_tilt.examples.digits.__main__ import main
 from pyro_tilt.examples.digits.classifier import load_classifier
 from pyro_tilt.examples.digits.model import reverse_steps
@@ -118,6 +124,21 @@ def test_bounded_value_is_the_log_of_a_mean():
     found = value(torch.randn(4, 1, 8, 8), 1)
     # The bend near the floor adds log(1 + e^-6).
     assert found == pytest.approx(torch.full((4,), -0.8), abs=3e-3)
+
+
+def test_network_is_trusted_as_far_as_unseen_paths_bear_it_out():
+    class Sure(torch.nn.Module):
+        def forward(self, pixels, place):
+            return (3.0 if place else -3.0) * pixels[:, 0]
+
+    torch.manual_seed(0)
+    images = torch.randn(2, 4000, 64)
+    value = BoundedValue(Sure(), images, log_mean=-0.6931, top=0.0)
+    # The truth has half the slope that the network claims at one step, and the other sign before.
+    targets = torch.bernoulli((1.5 * images[1, :, 0]).sigmoid())
+    steering_values._temper(value, images[1:].repeat(2, 1, 1), targets)
+    assert value.trust[0] == 0.0
+    assert value.trust[1] == pytest.approx(0.5, abs=0.1)
 
 
 def test_fit_repeats_from_its_seed_and_leaves_the_random_state(denoiser, reward):

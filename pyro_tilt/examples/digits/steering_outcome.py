@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_tilt.infer import WeightedSamples
 from pyro_tilt.rewards import Reward
 
-SHOWN = 40
+SHOWN = 36
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def describe(
     if kl is None and result.beta is not None and tilted:
         kl = _kl(result, reward, residual)
     log_z, error = float(result.log_normalizer), float(result.log_normalizer_error)
-    states_evidence = result.beta is not None and (log_z != 0.0 or math.isfinite(error))
+    states_evidence = result.beta is not None and math.isfinite(log_z)
     return Outcome(
         method=method,
         target=result.certificate.target,
@@ -142,7 +142,7 @@ def describe(
         seconds=result.cost.seconds,
         setup_rows=setup_rows,
         setup_seconds=setup_seconds,
-        images=result.get_samples(SHOWN, seed=0)["x_0"] if len(result) else images,
+        images=result.get_samples(min(SHOWN, len(result)), seed=0)["x_0"],
     )
 
 

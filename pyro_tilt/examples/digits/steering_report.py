@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-ROWS, COLUMNS = 4, 10
+ROWS, COLUMNS = 2, 18
 HEADER = (
     "method",
     "draws",
@@ -99,16 +99,20 @@ def steering_page(found: Mapping[Target, Sequence[Outcome]]) -> Figure:
     from matplotlib.figure import Figure
 
     longest = max(len(outcomes) for outcomes in found.values())
-    figure = Figure(figsize=(6.2 * len(found), 2.75 * longest + 0.7), dpi=90)
+    height = 1.3 * longest + 0.5
+    figure = Figure(figsize=(7.4 * len(found), height), dpi=100)
     grid = figure.subplots(longest, len(found), squeeze=False)
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.005, top=0.965, hspace=0.22, wspace=0.03)
-    for column, (target, outcomes) in zip(grid.T, found.items()):
+    top = 1.0 - 0.62 / height
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=top, hspace=0.3, wspace=0.03)
+    for number, (column, (target, outcomes)) in enumerate(zip(grid.T, found.items())):
         for ax in column:
             ax.axis("off")
         for ax, each in zip(column, outcomes):
             show(ax, each)
-        heading = f"{target.name}, beta = {target.beta:g}\n"
-        column[0].set_title(heading + column[0].get_title(), fontsize=10)
+        place = (number + 0.5) / len(found)
+        figure.text(
+            place, 0.995, f"{target.name}, beta = {target.beta:g}", ha="center", va="top", size=13
+        )
     return figure
 
 
