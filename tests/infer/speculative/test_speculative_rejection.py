@@ -4,11 +4,12 @@
 import itertools
 import math
 
+import pyro
 import pytest
 import torch
 from speculative_cases import LEAST, p_value
 
-from pyro_tilt.infer import BestOfN, SpeculativeRejection
+from pyro_tilt.infer import BestOfN, ProgramProposal, SpeculativeRejection
 from pyro_tilt.infer.speculative.speculative_rejection import check_points
 from pyro_tilt.language import TabularLM
 
@@ -82,6 +83,19 @@ def test_scores_that_order_as_the_reward_give_best_of_n(alpha):
     assert cut.info["survivors"] >= 1
     against = halving(score=lambda c, t: -TABLE[c.tokens[:, 0]], alpha=alpha, checks=1, **options)
     assert against.run().stats["reward"].mean() < best.stats["reward"].mean()
+
+
+def test_of_equal_rewards_the_first_drawn_is_kept():
+    pyro.set_rng_seed(4)
+    first = ProgramProposal(LM.program()).draw(300 * 8).samples["token_0"].reshape(300, 8)
+    left = (-first).sort(dim=-1, stable=True).indices[:, :4].amin(-1)
+    result = halving(
+        reward=lambda y: torch.zeros(len(y)) if y.dim() > 1 else torch.tensor(0.0),
+        score=lambda c, t: c.tokens[:, 0],
+        checks=[1],
+    ).run()
+    assert torch.equal(result.stats["index"], left)
+    assert 0 < int((left > 0).sum()) < 300
 
 
 def test_counts():
