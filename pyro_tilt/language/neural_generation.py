@@ -49,7 +49,7 @@ def write(
     total = law.new_zeros(len(tokens))
     for t in range(max_tokens):
         if t:
-            law, state = reader.advance(tokens, state)
+            law, state = reader.advance(tokens, state, consume=True)
         token = torch.multinomial(law.exp(), 1, generator=generator)
         total = total + law.gather(-1, token).squeeze(-1)
         tokens = torch.cat([tokens, token], -1)

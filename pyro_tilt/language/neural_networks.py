@@ -39,11 +39,12 @@ class Network(Protocol):
         """Logits after every token, ``(batch, t)`` to ``(batch, t, V)``."""
         ...
 
-    def read(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def read(self, tokens: Tensor, state: Any, *, consume: bool = False) -> tuple[Tensor, Any]:
         """
-        Logits after the last token, ``(batch, V)``, and the new state; the old one stays as it is.
+        Logits after the last token, ``(batch, V)``, and the new state.
 
-        Tokens are those that ``state`` has not read, and all of them where ``state`` is None.
+        Tokens are those that ``state`` has not read, and all of them where ``state`` is None. The
+        old state stays as it is unless ``consume`` says that nobody needs it again.
         """
         ...
 
@@ -67,7 +68,7 @@ class RecurrentNetwork:
     def score(self, tokens: Tensor) -> Tensor:
         return self.model(tokens, self.model.initial_state(len(tokens)))[0]
 
-    def read(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def read(self, tokens: Tensor, state: Any, *, consume: bool = False) -> tuple[Tensor, Any]:
         if state is None:
             state = self.model.initial_state(len(tokens))
         logits, state = self.model(tokens, state)
@@ -81,7 +82,7 @@ class CausalNetwork:
     """
     A causal model of transformers as a network, whose state is its key-value cache as tensors.
 
-    The state has one tuple ``(keys, values, length)`` per layer, with tensors of shape
+    The state is a list of one tuple ``(keys, values, length)`` per layer, with tensors of shape
     ``(batch, heads, t, width)`` and the number of tokens read. A cache object of transformers is
     made from it for each call and taken apart after it, so that no state is changed in place.
 
@@ -109,10 +110,13 @@ class CausalNetwork:
         mask = self._mask(tokens, 0)
         return self.model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
 
-    def read(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def read(self, tokens: Tensor, state: Any, *, consume: bool = False) -> tuple[Tensor, Any]:
         if not self.use_cache:
-            return self.score(tokens)[:, -1], ()
+            return self.score(tokens)[:, -1], []
         cache = self._cache(state)
+        if consume and state:
+            # The old keys of a layer can then be freed as soon as it has its new ones.
+            state.clear()
         mask = self._mask(tokens, cache.get_seq_length())
         found = self.model(
             input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True
@@ -123,7 +127,7 @@ class CausalNetwork:
         return tokens[:, -1:] if self.use_cache else tokens
 
     def _mask(self, tokens: Tensor, before: int) -> Tensor | None:
-        """Ones for all tokens, where one of them could be taken for padding; else none is faster."""
+        """Ones where a token could be taken for padding; elsewhere None, which is faster."""
         if self._padding is None or not bool((tokens == self._padding).any()):
             return None
         return tokens.new_ones(len(tokens), before + tokens.shape[1])
@@ -140,9 +144,9 @@ class CausalNetwork:
                 layer.cumulative_length = length
         return cache
 
-    def _state(self, cache: Any) -> tuple[tuple[Tensor, Tensor, int], ...]:
+    def _state(self, cache: Any) -> list[tuple[Tensor, Tensor, int]]:
         layers = self._known_layers(cache)
-        return tuple((each.keys, each.values, each.get_seq_length()) for each in layers)
+        return [(each.keys, each.values, each.get_seq_length()) for each in layers]
 
     def _known_layers(self, cache: Any) -> list[Any]:
         layers = getattr(cache, "layers", None)

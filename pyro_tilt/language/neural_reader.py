@@ -55,12 +55,13 @@ class Reader:
         logits, state = self.network.read(tokens, None)
         return self._law(logits, prompts), state
 
-    def advance(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def advance(self, tokens: Tensor, state: Any, *, consume: bool = False) -> tuple[Tensor, Any]:
         """
         Reads the last token of each sequence.
 
         :param tokens: the sequences so far, shape ``(..., t)``.
         :param state: of the network after all but the last token, one row per sequence.
+        :param consume: whether the state may be used up, because nobody goes on from it again.
         :returns: log probabilities of the next token, ``(..., V)``, and the new state.
         """
         rows = tokens.reshape(-1, tokens.shape[-1])
@@ -68,7 +69,7 @@ class Reader:
         if self.stop_tokens:
             live = (~self.ended(rows)).nonzero()[:, 0]
         if live is None or len(live) == len(rows):
-            logits, state = self._read(rows, state)
+            logits, state = self._read(rows, state, consume)
         else:
             logits, state = self._read_some(rows, state, live)
         return self._law(logits, rows).reshape(*tokens.shape[:-1], -1), state
@@ -112,13 +113,14 @@ class Reader:
             each = torch.where(stops > 0, filler, each)
         return each.sum(-1)
 
-    def _read(self, rows: Tensor, state: Any) -> tuple[Tensor, Any]:
-        return self.network.read(self.network.unread(self._with_begin(rows)), state)
+    def _read(self, rows: Tensor, state: Any, consume: bool) -> tuple[Tensor, Any]:
+        fresh = self.network.unread(self._with_begin(rows))
+        return self.network.read(fresh, state, consume=consume)
 
     def _read_some(self, rows: Tensor, state: Any, live: Tensor) -> tuple[Tensor, Any]:
         # Where all have ended one row is read for the sake of the state's shape.
         live = live if len(live) else live.new_zeros(1)
-        logits, state = self._read(rows[live], reindex(state, live, size=len(rows)))
+        logits, state = self._read(rows[live], reindex(state, live, size=len(rows)), True)
         # What stands in the rows of ended sequences is never read again.
         back = live.new_zeros(len(rows)).index_copy(0, live, torch.arange(len(live)).to(live))
         return logits[back], reindex(state, back, size=len(live))
