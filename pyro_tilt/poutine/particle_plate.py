@@ -41,7 +41,7 @@ class ParticlePlate(IndepMessenger):
             return
         fn = msg["fn"]
         assert self.dim is not None
-        shape = getattr(fn, "batch_shape", ())
+        shape: tuple[int, ...] = getattr(fn, "batch_shape", ())
         if len(shape) == -self.dim and shape[0] == self.size:
             return
         # A deterministic site counts its whole value as event, particles included.
