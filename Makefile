@@ -29,10 +29,10 @@ train-demo: $(STAMP) ## train the digit models again from their seeds
 	$(BIN)/python -m pyro_tilt.examples.digits.train
 
 test: lint types ## lint, types, unit and statistical tests, doctests, tutorials in smoke mode
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-full: lint types ## everything, the slow statistical runs included
-	$(BIN)/python -m pytest -m ''
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile -m ''
 
 lint: $(STAMP) ## ruff
 	$(BIN)/ruff format --check .
