@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import Independent, biject_to, constraints
 
 from pyro_tilt.ops.importance import as_double
+from pyro_tilt.poutine.fast_normal import is_plain_normal
 from pyro_tilt.poutine.weight_messenger import WeightMessenger
 
 __all__ = ["PositionMessenger"]
@@ -53,8 +54,11 @@ class PositionMessenger(WeightMessenger):
         return torch.where(total < math.inf, total, -math.inf)
 
     def _pyro_sample(self, msg: Any) -> None:
-        super()._pyro_sample(msg)
-        if self.positions is None or not _is_latent(msg) or msg["done"]:
+        placed = self.positions is not None and _is_latent(msg) and not msg["done"]
+        # What is placed must not be drawn first, as plain Normals would be.
+        if not (placed and is_plain_normal(msg["fn"])):
+            super()._pyro_sample(msg)
+        if self.positions is None or not placed or msg["done"]:
             return
         name = msg["name"]
         law = unmasked(msg["fn"])
