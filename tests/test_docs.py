@@ -12,7 +12,16 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-PACKAGES = ["diagnostics", "diffusion", "distributions", "infer", "ops", "poutine", "rewards"]
+PACKAGES = [
+    "diagnostics",
+    "diffusion",
+    "distributions",
+    "infer",
+    "ops",
+    "poutine",
+    "rewards",
+    "tractability",
+]
 FENCE = re.compile(r"^```(python|pycon)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

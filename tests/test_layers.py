@@ -15,6 +15,15 @@ BELOW = {
     "diffusion": {"poutine", "distributions", "rewards", "ops"},
     "language": {"poutine", "distributions", "rewards", "ops"},
     "infer": {"poutine", "distributions", "rewards", "ops"},
+    "tractability": {
+        "diffusion",
+        "language",
+        "infer",
+        "poutine",
+        "distributions",
+        "rewards",
+        "ops",
+    },
     "diagnostics": {"infer", "poutine", "distributions", "rewards", "ops"},
     "testing": {"infer", "poutine", "distributions", "rewards", "ops"},
 }
