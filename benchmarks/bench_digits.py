@@ -81,8 +81,8 @@ def compare(
         known = rule == "exact"
         rows += [
             Row(
-                f"{name}, {rule}: proposals per step",
-                f"{proposals:.2f}{'' if known else saved}",
+                f"{name}, {rule}: proposals per step, mean",
+                f"{proposals:.2f}{'' if known else saved}; median chain {_median(result):.2f}",
                 "-" if known else "fewer than exact",
                 known or proposals < exact.info["proposals_per_step"],
             ),
@@ -105,6 +105,12 @@ def compare(
         Row(f"{name}, training chains of the learned baselines", f"{report.chains}", "-", True)
     )
     return rows
+
+
+def _median(result: WeightedSamples) -> float:
+    """Proposals per step of the median chain, on which those that have gone wrong do not weigh."""
+    steps = len(result.steps["proposals"])
+    return float(result.stats["proposals"].double().median()) / steps
 
 
 def _error(result: WeightedSamples) -> float:

@@ -216,7 +216,9 @@ base = case.probabilities(edges, aligned=False)
 for ax, (name, run) in zip(axes.flat, shown.items()):
     draws = run.get_samples(DRAWS, seed=0)["x_0"]
     counts = torch.histc(draws.float(), bins=28, min=-3.0, max=4.0) / len(draws)
-    ax.bar(centres, counts, width=0.25, color="#0072B2", alpha=0.45, label="draws")
+    ax.bar(
+        centres.tolist(), counts.tolist(), width=0.25, color="#0072B2", alpha=0.45, label="draws"
+    )
     ax.plot(centres, target[1:-1], color="black", label="aligned law")
     ax.plot(centres, base[1:-1], color="#888888", ls=":", label="base")
     ax.set_title(f"{name} ({run.certificate.law})", fontsize=10)
