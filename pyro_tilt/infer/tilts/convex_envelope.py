@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_tilt.infer.tilts.convex_bounds import Envelope, excess
+from pyro_tilt.infer.tilts.convex_bounds import Envelope, Supremum, excess
 from pyro_tilt.infer.tilts.convex_family import TiltFamily
 from pyro_tilt.infer.tilts.convex_feature import FeatureFunction, box_grid
 
@@ -131,45 +131,58 @@ def _solve(
 
 def tangent_envelope(
     f: FeatureFunction,
+    family: TiltFamily,
     low: Tensor,
     high: Tensor,
     *,
     kind: str = "lse",
-    gap: float | None = None,
-    max_pieces: int = 200,
+    gaps: tuple[float, ...] = (1.0, 0.3, 0.1, 0.03, 0.01),
+    max_pieces: int = 150,
 ) -> Envelope:
     r"""
-    Tangents of a convex f, one more at the worst place until the largest of them is within
-    ``gap`` of f.
+    Tangents of a convex f, one more at the worst place until the largest of them is within a gap
+    of f; of several gaps the one that makes the envelope of least mass.
 
     With :math:`\ell_j` the tangents, :math:`e^f \le M \sum_j e^{\ell_j}` for
     :math:`M = \sup e^{f - \max_j \ell_j}` (``"tangent"``) and for the smaller
     :math:`M = \sup e^{f} / \sum_j e^{\ell_j}` (``"lse"``); both suprema are certified.
 
     :param f: a convex function.
+    :param family: the tilts, for their normalisers.
     :param low: lower ends of the box.
     :param high: upper ends.
     :param kind: ``"tangent"`` or ``"lse"``.
-    :param gap: of the largest tangent; by default 0.3 for ``"tangent"``, whose sum every further
-        tangent makes larger, and 0.01 for ``"lse"``.
+    :param gaps: at which to look, decreasing.
     :param max_pieces: most tangents.
     """
-    gap = (0.01 if kind == "lse" else 0.3) if gap is None else gap
-    k = len(low)
     places = 0.5 * (low + high).unsqueeze(0)
-    tolerance = min(_TOLERANCE[k], 0.5 * gap)
+    found: list[tuple[float, Envelope]] = []
+    for gap in gaps:
+        envelope, above, places = _cut(f, low, high, places, gap, max_pieces)
+        if kind == "lse":
+            above = excess(f, envelope, low, high, tolerance=_TOLERANCE[len(low)])
+        made = envelope.scaled(above.upper)
+        masses = made.log_coefficients + family.log_normalizer(made.slopes)[0]
+        found.append((float(masses.logsumexp(-1)), made))
+        if len(places) >= max_pieces:
+            break
+    return min(found, key=lambda pair: pair[0])[1]
+
+
+def _cut(
+    f: FeatureFunction, low: Tensor, high: Tensor, places: Tensor, gap: float, most: int
+) -> tuple[Envelope, Supremum, Tensor]:
+    """Adds tangents until the largest of them is within the gap."""
+    tolerance = min(_TOLERANCE[len(low)], 0.5 * gap)
+    corners = box_grid(low, high, 2)
     while True:
         values, slopes = f.tangent(places)
         envelope = Envelope(slopes, values - (slopes * places).sum(-1))
         above = excess(f, envelope, low, high, tolerance=tolerance, tangents=True)
-        if above.lower <= gap or len(places) >= max_pieces:
-            break
-        # At a corner of the box the difference of a convex f and one tangent is largest.
-        corners = box_grid(low, high, 2)
-        gaps = f(corners) - envelope.largest(corners)[0]
-        at_corner = float(gaps.max()) > above.lower
-        worst = corners[int(gaps.argmax())] if at_corner else above.place
+        if above.lower <= gap or len(places) >= most:
+            return envelope, above, places
+        # A convex f is furthest above one tangent at a corner, which no centre of a cell is.
+        heights = f(corners) - envelope.largest(corners)[0]
+        at_corner = float(heights.max()) > above.lower
+        worst = corners[int(heights.argmax())] if at_corner else above.place
         places = torch.cat([places, worst[None]])
-    if kind == "lse":
-        above = excess(f, envelope, low, high, tolerance=_TOLERANCE[k])
-    return envelope.scaled(above.upper)

@@ -198,7 +198,7 @@ def _envelope(
         slopes = options.slopes
         slopes = None if slopes is None else torch.as_tensor(slopes).to(low).reshape(-1, k)
         return low, high, *linear_programme(f, family, low, high, slopes=slopes)
-    return low, high, tangent_envelope(f, low, high, kind=options.envelope), None
+    return low, high, tangent_envelope(f, family, low, high, kind=options.envelope), None
 
 
 def _check_grid(f: FeatureFunction, low: Tensor, high: Tensor) -> None:

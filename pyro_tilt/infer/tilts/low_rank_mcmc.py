@@ -59,12 +59,12 @@ def covariance_test(
     :param reward: the quadratic, beta folded in.
     :param factor: L, shape (r, d).
     :param radius: a bound on :math:`|L x|` over the support of the data.
-    :returns: None for a model that does not know its normalisers, unless the radius decides.
+    :returns: None for a model that does not know its normalisers, which the chains need.
     """
-    if radius is not None and radius < 1.0:
-        return CovarianceTest(radius * radius, True)
     if not ExactFamily.fits(base):
         return None
+    if radius is not None and radius < 1.0:
+        return CovarianceTest(radius * radius, True)
     family = ExactFamily(base, factor, reward.b)
     shared = _shared_covariance(base, family)
     if shared is not None and shared < 1.0:
