@@ -80,7 +80,7 @@ def ours() -> tuple[float, ProximalTransport, object]:
         tolerance=GAP,
         num_samples=POINTS,
         # Blocks that stay in the cache of the processor.
-        max_batch=8192,
+        max_batch=2048,
         seed=0,
         progress=False,
     )

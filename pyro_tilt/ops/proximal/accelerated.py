@@ -73,61 +73,50 @@ def accelerated_ascent(
     problem = _Problem(reward, x, penalty, cost)
     moves = torch.zeros_like(x) if start is None else problem.moves(start)
     rows = torch.arange(len(x), device=x.device)
-    value, slope = problem(moves)
-    usable = torch.isfinite(value) & torch.isfinite(slope).all(-1)
+    height, slope = problem(moves)
+    usable = torch.isfinite(height) & torch.isfinite(slope).all(-1)
     if not bool(usable.all()):
         raise ValueError(
             f"the reward or its gradient is not finite at {int((~usable).sum())} of {len(x)} "
             "points to be moved; a gradient cannot lead out of there"
         )
-    climb = _Climb(moves, slope, value, penalty, floor, certified)
-    best, best_norm, best_score = moves.clone(), climb.norm.clone(), climb.score.clone()
+    climb = _Climb(moves, slope, height, penalty, floor, certified)
+    best = _Best(climb)
     stale = torch.zeros_like(rows)
     for count in range(max_steps):
         open_ = climb.norm > 2.0 * floor * tolerance
         if count > _UNWATCHED:
             open_ &= stale[rows] < _PATIENCE
         if not bool(open_.all()):
-            done = ~open_ & (climb.score < best_score[rows])
-            _keep_better(best, best_norm, best_score, climb, rows, done)
-            rows = rows[open_]
-            climb.keep(open_)
-            problem.keep(open_)
+            best.take(climb, rows, ~open_ & (climb.score < best.score[rows]))
+            left = open_.nonzero().squeeze(-1)
+            rows = rows[left]
+            climb.keep(left)
+            problem.keep(left)
         if not len(rows):
             break
         trial = climb.propose()
         climb.update(trial, *problem(trial))
         if count >= _UNWATCHED:
-            better = climb.score < best_score[rows]
+            better = climb.score < best.score[rows]
             stale[rows] = torch.where(better, 0, stale[rows] + 1)
-            _keep_better(best, best_norm, best_score, climb, rows, better)
-    _keep_better(best, best_norm, best_score, climb, rows, climb.score < best_score[rows])
-    points = x + cost.unwhiten(best)
-    with torch.no_grad():
-        final, paid = reward(points), cost(x, points)
-    slack = best_norm / (2.0 * floor) if certified else torch.full_like(best_norm, torch.inf)
-    return ProximalStep(points, final, paid, slack.to(final), calls=problem.calls + len(x))
-
-
-def _keep_better(
-    best: Tensor, norm: Tensor, score: Tensor, climb: _Climb, rows: Tensor, which: Tensor
-) -> None:
-    """Writes the current points of some of the rows at work."""
-    found = rows[which]
-    best[found], norm[found], score[found] = (
-        part[which] for part in (climb.ahead, climb.norm, climb.score)
-    )
+            best.take(climb, rows, better)
+    best.take(climb, rows, climb.score < best.score[rows])
+    points = x + cost.unwhiten(best.moves)
+    paid = cost(x, points)
+    slack = best.norm / (2.0 * floor) if certified else torch.full_like(best.norm, torch.inf)
+    return ProximalStep(points, best.height, paid, slack.to(best.height), calls=problem.calls)
 
 
 class _Problem:
-    """Values and gradients of the objectives, in coordinates where the cost is half a square."""
+    """Rewards, and gradients of the objectives where the cost is half a square."""
 
     def __init__(self, reward: RewardFn, x: Tensor, penalty: float, cost: QuadraticCost) -> None:
         self.reward, self.x, self.penalty, self.cost = reward, x, penalty, cost
         self.calls = 0
 
     def keep(self, rows: Tensor) -> None:
-        self.x = self.x[rows]
+        self.x = self.x.index_select(0, rows)
 
     def __call__(self, moves: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
@@ -141,8 +130,8 @@ class _Problem:
             (slope,) = torch.autograd.grad(reward.sum(), y, allow_unused=True)
         self.calls += len(moves)
         slope = torch.zeros_like(y) if slope is None else slope
-        value = reward.detach() - 0.5 * self.penalty * moves.square().sum(-1)
-        return value, self.cost.whiten_slope(slope) - self.penalty * moves
+        slope = torch.sub(self.cost.whiten_slope(slope), moves, alpha=self.penalty)
+        return reward.detach(), slope
 
     def moves(self, y: Tensor) -> Tensor:
         """The whitened moves that lead from x to y."""
@@ -156,79 +145,107 @@ class _Climb:
     The rows still at work.
 
     :ivar point: last gradient step, from which momentum is taken.
-    :ivar ahead: the point of extrapolation, with its ``slope`` and ``value``.
+    :ivar ahead: the point of extrapolation, with its ``slope`` and the reward ``height``.
+    :ivar score: what the iterate to keep has the least of: the squared norm of the slope, or where
+        the objective is not known to be concave, minus the objective.
     :ivar smooth: the smoothness assumed of each row, the inverse of its step.
     """
+
+    _PARTS = ("point", "ahead", "slope", "height", "norm", "score", "smooth")
 
     def __init__(
         self,
         moves: Tensor,
         slope: Tensor,
-        value: Tensor,
+        height: Tensor,
         penalty: float,
         floor: float,
         concave: bool,
     ) -> None:
-        self.point, self.ahead, self.slope, self.value = moves, moves, slope, value
-        self.norm = slope.square().sum(-1)
-        self.smooth = torch.full_like(value, max(penalty, floor))
-        self.floor, self.concave = floor, concave
+        self.penalty, self.floor, self.concave = penalty, floor, concave
+        self.point, self.ahead, self.slope, self.height = moves, moves, slope, height
+        self.norm = _square(slope)
+        self.score = self._score(moves, height, self.norm)
+        self.smooth = torch.full_like(height, max(penalty, floor))
         self._stepped = moves
 
     def keep(self, rows: Tensor) -> None:
-        for name in ("point", "ahead", "slope", "value", "norm", "smooth"):
-            setattr(self, name, getattr(self, name)[rows])
+        for name in self._PARTS:
+            setattr(self, name, getattr(self, name).index_select(0, rows))
 
-    @property
-    def score(self) -> Tensor:
-        """What the iterate to keep has the least of."""
-        return self.norm if self.concave else -self.value
+    def _score(self, moves: Tensor, height: Tensor, norm: Tensor) -> Tensor:
+        return norm if self.concave else 0.5 * self.penalty * _square(moves) - height
 
     def propose(self) -> Tensor:
         """The next point of extrapolation."""
-        self._stepped = self.ahead + self.slope / self.smooth.unsqueeze(-1)
+        self._stepped = torch.addcdiv(self.ahead, self.slope, self.smooth.unsqueeze(-1))
         if not self.concave:
             return self._stepped
         root = (self.floor / self.smooth).clamp(max=1.0).sqrt()
-        momentum = ((1.0 - root) / (1.0 + root)).unsqueeze(-1)
+        momentum = (1.0 - root) / (1.0 + root)
         forward = self._stepped - self.point
         # Where the last move goes against the slope, momentum has overshot.
-        downhill = (forward * self.slope).sum(-1, keepdim=True) < 0.0
-        return self._stepped + momentum.masked_fill(downhill, 0.0) * forward
+        downhill = _inner(forward, self.slope) < 0.0
+        momentum = momentum.masked_fill(downhill, 0.0).unsqueeze(-1)
+        return torch.addcmul(self._stepped, momentum, forward)
 
-    def update(self, trial: Tensor, value: Tensor, slope: Tensor) -> None:
+    def update(self, trial: Tensor, height: Tensor, slope: Tensor) -> None:
         """Takes a trial whose gradient agrees with the step that led there, or shortens it."""
-        norm = slope.square().sum(-1)
-        finite = torch.isfinite(value) & torch.isfinite(norm)
-        seen = self._seen(trial, slope, finite)
+        norm = _square(slope)
+        score = self._score(trial, height, norm)
+        finite = torch.isfinite(height) & torch.isfinite(norm)
         if self.concave:
+            seen = self._seen(trial, slope, finite)
             taken = finite & (seen <= 2.0 * self.smooth)
         else:
             rise = 0.25 * self.norm / self.smooth
-            rounding = 8.0 * torch.finfo(value.dtype).eps * self.value.abs()
-            taken = finite & (value >= self.value + rise - rounding)
+            rounding = 8.0 * torch.finfo(score.dtype).eps * self.score.abs()
+            taken = finite & (score <= self.score - rise + rounding)
             seen = torch.where(taken, self.floor, 2.0 * self.smooth)
         relaxed = (_RELAX if self.concave else 0.7) * self.smooth
         raised = torch.where(finite, torch.maximum(seen, self.smooth), 4.0 * self.smooth)
         self.smooth = torch.where(taken, torch.maximum(seen, relaxed), raised)
-        self.smooth = self.smooth.clamp(max=torch.finfo(value.dtype).max ** 0.5)
-        if bool(taken.all()):
-            self.point, self.ahead, self.slope = self._stepped, trial, slope
-            self.value, self.norm = value, norm
-            return
-        column = taken.unsqueeze(-1)
-        self.point = torch.where(column, self._stepped, self.ahead)
-        self.ahead = torch.where(column, trial, self.ahead)
-        self.slope = torch.where(column, slope, self.slope)
-        self.value = torch.where(taken, value, self.value)
-        self.norm = torch.where(taken, norm, self.norm)
+        self.smooth = self.smooth.clamp(max=torch.finfo(score.dtype).max ** 0.5)
+        # The reward may be a tensor that others hold, and the score may be the norm itself.
+        found = (self._stepped, trial, slope, height.clone(), norm, score)
+        if not bool(taken.all()):
+            # Few rows are refused, so that these are put back rather than all rows chosen anew.
+            back = (~taken).nonzero().squeeze(-1)
+            known = (self.ahead, self.ahead, self.slope, self.height, self.norm, self.score)
+            for new, old in zip(found, known):
+                new.index_copy_(0, back, old.index_select(0, back))
+        self.point, self.ahead, self.slope, self.height, self.norm, self.score = found
 
     def _seen(self, trial: Tensor, slope: Tensor, finite: Tensor) -> Tensor:
         """The smoothness that two gradients of a concave function show, by cocoercivity."""
-        apart = trial - self.ahead
         change = self.slope - slope
         if not bool(finite.all()):
             change = change.masked_fill(~finite.unsqueeze(-1), 0.0)
-        inner, square = (change * apart).sum(-1), change.square().sum(-1)
+        inner, square = _inner(trial - self.ahead, change), _square(change)
         tiny = torch.finfo(square.dtype).tiny
         return torch.where(inner > tiny, square / inner.clamp(min=tiny), self.floor)
+
+
+class _Best:
+    """The iterate of each row to be returned, with its reward and score."""
+
+    def __init__(self, climb: _Climb) -> None:
+        self.moves, self.height = climb.ahead.clone(), climb.height.clone()
+        self.norm, self.score = climb.norm.clone(), climb.score.clone()
+
+    def take(self, climb: _Climb, rows: Tensor, which: Tensor) -> None:
+        """Keeps the current points of some of the rows at work."""
+        chosen = which.nonzero().squeeze(-1)
+        found = rows[chosen]
+        self.moves[found] = climb.ahead.index_select(0, chosen)
+        self.height[found], self.norm[found], self.score[found] = (
+            part.index_select(0, chosen) for part in (climb.height, climb.norm, climb.score)
+        )
+
+
+def _inner(first: Tensor, second: Tensor) -> Tensor:
+    return (first * second).sum(-1)
+
+
+def _square(rows: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(rows, dim=-1).square()
