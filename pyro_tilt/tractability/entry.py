@@ -29,6 +29,7 @@ class Entry:
     :ivar acceptance: predicted acceptance rate, or share of effective draws; None where there is
         no prediction.
     :ivar acceptance_error: standard error of that prediction; None where it has none.
+    :ivar trusted: whether that prediction can be relied on; what cannot is not picked.
     :ivar cost: predicted cost of one draw (one effective draw, where draws are weighted).
     :ivar cost_unit: what the cost counts.
     :ivar source: where the method is from.
@@ -42,6 +43,7 @@ class Entry:
     target: str | None = None
     acceptance: float | None = None
     acceptance_error: float | None = None
+    trusted: bool = True
     cost: float | None = None
     cost_unit: str = "base draws"
     source: str = ""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_tilt.ops import effective_sample_size
+from pyro_tilt.ops import effective_sample_size, khat_threshold, pareto_smooth
 
 __all__ = ["Pilot"]
 
@@ -51,6 +51,21 @@ class Pilot:
         if not bool((self.log_weights > -math.inf).any()):
             return 0.0
         return float(effective_sample_size(self.log_weights)) / len(self)
+
+    @property
+    def doubt(self) -> str:
+        """Why :attr:`effective_share` is not to be trusted, as a clause; empty where it is.
+
+        A sample that has not met the heaviest weights overstates its effective size. The shape of
+        the tail tells; where no tail can be fitted, ten effective draws are asked for.
+        """
+        counted = self.effective_share * len(self)
+        if counted < 10.0:
+            return f"only {counted:.1f} of them count, so that the true share may be far lower"
+        shape, limit = float(pareto_smooth(self.log_weights)[1]), khat_threshold(len(self))
+        if math.isfinite(shape) and shape > limit:
+            return f"but the weights are too heavy to tell (pareto_k {shape:.2f} > {limit:.2f})"
+        return ""
 
     @property
     def effective_share_error(self) -> float:

@@ -136,9 +136,9 @@ def _ask(problem: Problem, min_acceptance: float) -> Plan:
 
 
 def _affordable(entry: Entry, min_acceptance: float) -> bool:
-    return entry.applicable and (
-        entry.acceptance is None or entry.acceptance >= max(min_acceptance, 1e-300)
-    )
+    if not entry.applicable or not entry.trusted:
+        return False
+    return entry.acceptance is None or entry.acceptance >= max(min_acceptance, 1e-300)
 
 
 def _transport(

@@ -105,10 +105,12 @@ class Plan:
             return ""
         if not self.applicable:
             return "none applies."
-        rates = ", ".join(f"{e.name} {e.acceptance:.2g}" for e in self.applicable)
+        rates = ", ".join(
+            f"{e.name} {e.acceptance:.2g}{'' if e.trusted else ' at best'}" for e in self.applicable
+        )
         return (
             f"those that apply are predicted to accept less than min_acceptance = "
-            f"{self.min_acceptance:g} ({rates})."
+            f"{self.min_acceptance:g}, or the pilot cannot tell ({rates})."
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def _acceptance(entry: Entry) -> str:
         return "-"
     error = entry.acceptance_error
     spread = "" if not error or error != error else f" ± {error:.1g}"
-    return f"{entry.acceptance:.3g}{spread}"
+    return f"{entry.acceptance:.3g}{spread}{'' if entry.trusted else ' (?)'}"
 
 
 def _count(value: float, unit: str) -> str:

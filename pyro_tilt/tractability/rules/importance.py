@@ -19,7 +19,8 @@ def importance(problem: Problem) -> Entry:
     def make(**options: Any) -> ImportanceSampler:
         return ImportanceSampler(problem.aligned(), **options)
 
-    reason, numbers = "weights base draws; applies to any reward", {}
+    reason = "weights base draws; applies to any reward"
+    numbers: dict[str, Any] = {}
     pilot = problem.pilot
     if pilot is None:
         reason += "; no pilot, so the share of effective draws is not predicted"
@@ -28,8 +29,9 @@ def importance(problem: Problem) -> Entry:
         numbers = {"acceptance": share, "acceptance_error": pilot.effective_share_error}
         numbers["cost"] = problem.cost_of(1.0 / share if share > 0.0 else math.inf)
         reason += f"; share of effective draws from a pilot of {len(pilot)} base draws"
-        if share * len(pilot) < 10.0:
-            reason += ", of which so few count that the true share may be far lower"
+        if pilot.doubt:
+            numbers["trusted"] = False
+            reason += f", {pilot.doubt}"
     return applies(
         reason, make, "consistent", problem.target, cost_unit=problem.cost_unit, **numbers
     )

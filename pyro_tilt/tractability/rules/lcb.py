@@ -28,13 +28,15 @@ def lcb(problem: Problem) -> Entry:
         "independent draws under a learned baseline, which clips a mass of the target of about "
         f"{EPSILON:g}" + ("" if bounded else "; without a bound on the weight it is estimated only")
     )
-    numbers, pilot = {}, problem.pilot
+    numbers: dict[str, Any] = {}
+    pilot = problem.pilot
     if pilot is not None and bool((pilot.log_weights > -math.inf).any()):
         found = chernoff_baseline(pilot.log_weights, EPSILON, upper_bound=pilot.log_bound)
         rate = 1.0 / found.expected_proposals
         numbers = {"acceptance": rate, "cost": problem.cost_of(1.0 / rate)}
         reason += f"; acceptance from a pilot of {len(pilot)} base draws"
         if not found.trusted:
+            numbers["trusted"] = False
             reason += ", too few to trust"
     return applies(
         reason,

@@ -33,6 +33,7 @@ def smc(problem: Problem) -> Entry:
             if problem.pilot is not None:
                 numbers["acceptance"] = problem.pilot.effective_share
                 numbers["acceptance_error"] = problem.pilot.effective_share_error
+                numbers["trusted"] = not problem.pilot.doubt
 
     def make(**options: Any) -> SMC:
         chosen = {"twist": twist, **options} if twist is not None else options

@@ -29,6 +29,7 @@ def tempered(problem: Problem) -> Entry:
         if problem.pilot is not None:
             numbers["acceptance"] = problem.pilot.effective_share
             numbers["acceptance_error"] = problem.pilot.effective_share_error
+            numbers["trusted"] = not problem.pilot.doubt
     elif sites.unscored:
         return declines(f"the law of site {sites.unscored[0]!r} has no density to move along")
 
