@@ -30,7 +30,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 
 
 class Method(StrEnum):
-    """How to sample: auto is rejection where a bound is known, otherwise importance."""
+    """How to sample: auto is what ``pyro-tilt plan`` picks."""
 
     auto = "auto"
     importance = "importance"
@@ -136,16 +136,56 @@ def _sampler(
     from pyro_tilt import infer
 
     if method is Method.auto:
-        aligned = infer.Rejection(program, reward=reward, beta=beta).program
-        known = math.isfinite(infer.ProgramProposal(aligned, (), {}).log_bound)
-        method = Method.rejection if known else Method.importance
-        typer.echo(
-            f"method: {method.value} ({'a' if known else 'no'} bound on the reward is known)"
-        )
+        assert beta is not None
+        return _planned(program, reward, beta, **options)
     entry = _METHODS[method]
     further = {"beta": beta if entry.beta else None, "n": n}
     options.update({name: value for name, value in further.items() if value is not None})
     return getattr(infer, entry.sampler)(program, reward=reward, **options)
+
+
+def _planned(program: Callable[..., Any], reward: Any, beta: float, **options: Any) -> Any:
+    from pyro_tilt import plan
+
+    found = plan(program, reward, beta)
+    if found.choice is None:
+        _fail(f"--method auto picks nothing: {found.why_none} Name a method to run it", _FAILED)
+    typer.echo(f"method: {found.choice.name}, {found.choice.law} ({found.choice.reason})")
+    return found.sampler(**options)
+
+
+@app.command("plan")
+def plan_command(
+    base: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE_OR_MODULE:NAME",
+            help="A program, distribution, diffusion or language model.",
+        ),
+    ],
+    reward: Annotated[
+        str, typer.Option(metavar="FILE_OR_MODULE:NAME", help="The reward of its value.")
+    ],
+    beta: Annotated[float, typer.Option(help="Multiplies the reward.")] = 1.0,
+    closeness: Annotated[str, typer.Option(help="kl or wasserstein.")] = "kl",
+    penalty: Annotated[float | None, typer.Option(help="Price of transport, 1 unless set.")] = None,
+    radius: Annotated[float | None, typer.Option(help="Bound on its mean cost instead.")] = None,
+    pilot: Annotated[
+        int | None, typer.Option(min=0, help="Base draws for predictions; by default as needed.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the pilot.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.")] = False,
+) -> None:
+    """Print which ways to align apply, what each is worth, and which would be taken."""
+    target, scorer = _load(base, "BASE", call=False), _load(reward, "--reward")
+    from pyro_tilt import plan
+
+    where = {"penalty": penalty, "radius": radius}
+    try:
+        found = plan(target, scorer, beta, closeness, num_pilot=pilot, seed=seed, **where)
+    except (ValueError, NotImplementedError, TypeError) as error:
+        _fail(str(error), _FAILED)
+    typer.echo(json.dumps(found.to_dict(), indent=2, allow_nan=False) if as_json else str(found))
 
 
 def _write(result: WeightedSamples, out: Path) -> None:
@@ -190,7 +230,7 @@ def _write_texts(result: WeightedSamples, program: Any, out: Path, show: int) ->
     typer.echo(f"wrote {out / 'texts.csv'}")
 
 
-def _load(spec: str, option: str) -> Any:
+def _load(spec: str, option: str, *, call: bool = True) -> Any:
     """The object that ``FILE_OR_MODULE:NAME`` names."""
     source, separator, name = spec.rpartition(":")
     if not separator or not source or not name:
@@ -202,7 +242,7 @@ def _load(spec: str, option: str) -> Any:
             known = ", ".join(sorted(n for n in vars(module) if not n.startswith("_")))
             _fail(f"{option}: {source} has no {name!r}; it defines {known or 'nothing'}", _USAGE)
         target = getattr(target, part)
-    if not callable(target):
+    if call and not callable(target):
         _fail(f"{option}: {spec} is a {type(target).__name__}, not something to call", _USAGE)
     return target
 
