@@ -97,9 +97,11 @@ def _notes(plan: Plan) -> list[str]:
         )
     else:
         choice = plan.choice
-        weak = ", a weaker certificate than an exact one" if choice.law in ("consistent",) else ""
+        weak = ""
         if choice.law == "search":
-            weak = ", no certificate at all"
+            weak = ", which certifies nothing"
+        elif choice.law == "consistent" and plan.hardness:
+            weak = ", a weaker certificate than a bound or an exact law"
         notes.append(f"Picked: {choice.name}; law {choice.law}{weak}; target: {choice.target}.")
     notes += [f"Hard in general: {hard}." for hard in plan.hardness]
     if plan.advice:

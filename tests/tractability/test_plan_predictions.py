@@ -74,6 +74,20 @@ def test_the_jackknife_tells_the_spread_of_effective_shares():
     assert 0.8 < float(stated.square().mean().sqrt() / shares.std()) < 1.3
 
 
+def test_weights_that_a_pilot_cannot_judge_are_not_picked():
+    """Of e^{3.5 x} under N(0, 1) the true share is 5e-6; a pilot of 512 shows a hundredfold."""
+    calm, heavy = plan(scalar, lambda x: 0.3 * x), plan(scalar, lambda x: 2.7 * x)
+    assert calm.choice.name == "ImportanceSampler" and calm.choice.trusted
+    entry = heavy.entry("ImportanceSampler")
+    assert not entry.trusted and "(?)" in str(heavy)
+    assert heavy.choice.name == "TemperedSMC"
+    # Enough draws count, and still the tail says that more are hidden in it.
+    pyro.set_rng_seed(0)
+    tail = Pilot(dist.Exponential(0.9).sample((4000,)).double(), math.inf)
+    assert tail.effective_share * 4000 > 10.0 and "pareto_k" in tail.doubt
+    assert Pilot(torch.zeros(4000, dtype=F64), 0.0).doubt == ""
+
+
 def test_a_pilot_of_zeros_predicts_nothing_to_accept():
     pilot = Pilot(torch.full((8,), -math.inf, dtype=F64), 0.0)
     assert pilot.acceptance(0.0) == (0.0, 0.0) and pilot.effective_share == 0.0

@@ -2,6 +2,7 @@
 """Diffusions whose data law is a Gaussian mixture."""
 
 from pyro_tilt.infer.tilts.diffusion_tilt import TARGET
+from pyro_tilt.tractability.advice import hardness_of
 from pyro_tilt.tractability.entry import Entry, applies, declines
 from pyro_tilt.tractability.exact_law import KnownTilt
 from pyro_tilt.tractability.problem import Problem
@@ -20,9 +21,10 @@ def algebra(problem: Problem) -> Entry:
         found = known(problem.folded)
     except NotImplementedError as error:
         return declines(str(error))
+    hard = bool(hardness_of(problem, None))
     return applies(
         "the data are a mixture known in closed form, and so is its tilt; the diffusion itself is "
-        "not run. Hardness speaks of bases known by their scores alone",
+        "not run" + (". Hardness is about bases known by their scores alone" if hard else ""),
         lambda **options: KnownTilt(
             found,
             problem.reward,
