@@ -148,9 +148,11 @@ def _planned(program: Callable[..., Any], reward: Any, beta: float, **options: A
     from pyro_tilt import plan
 
     found = plan(program, reward, beta)
-    if found.choice is None:
-        _fail(f"--method auto picks nothing: {found.why_none} Name a method to run it", _FAILED)
-    typer.echo(f"method: {found.choice.name}, {found.choice.law} ({found.choice.reason})")
+    chosen = found.choice
+    if chosen is None:
+        why = f"--method auto picks nothing: {found.why_none} Name a method to run it"
+        return _fail(why, _FAILED)
+    typer.echo(f"method: {chosen.name}, {chosen.law} ({chosen.reason})")
     return found.sampler(**options)
 
 
@@ -180,9 +182,9 @@ def plan_command(
     target, scorer = _load(base, "BASE", call=False), _load(reward, "--reward")
     from pyro_tilt import plan
 
-    where = {"penalty": penalty, "radius": radius}
+    options: dict[str, Any] = {"penalty": penalty, "radius": radius, "num_pilot": pilot}
     try:
-        found = plan(target, scorer, beta, closeness, num_pilot=pilot, seed=seed, **where)
+        found = plan(target, scorer, beta, closeness, seed=seed, **options)
     except (ValueError, NotImplementedError, TypeError) as error:
         _fail(str(error), _FAILED)
     typer.echo(json.dumps(found.to_dict(), indent=2, allow_nan=False) if as_json else str(found))
