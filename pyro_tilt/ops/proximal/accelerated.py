@@ -185,9 +185,9 @@ class _Climb:
         momentum = (1.0 - root) / (1.0 + root)
         forward = self._stepped - self.point
         # Where the last move goes against the slope, momentum has overshot.
-        downhill = _inner(forward, self.slope) < 0.0
+        downhill = (forward * self.slope).sum(-1) < 0.0
         momentum = momentum.masked_fill(downhill, 0.0).unsqueeze(-1)
-        return torch.addcmul(self._stepped, momentum, forward)
+        return torch.addcmul(self._stepped, momentum, forward, out=forward)
 
     def update(self, trial: Tensor, height: Tensor, slope: Tensor) -> None:
         """Takes a trial whose gradient agrees with the step that led there, or shortens it."""
@@ -221,7 +221,7 @@ class _Climb:
         change = self.slope - slope
         if not bool(finite.all()):
             change = change.masked_fill(~finite.unsqueeze(-1), 0.0)
-        inner, square = _inner(trial - self.ahead, change), _square(change)
+        inner, square = (trial - self.ahead).mul_(change).sum(-1), _square(change)
         tiny = torch.finfo(square.dtype).tiny
         return torch.where(inner > tiny, square / inner.clamp(min=tiny), self.floor)
 
@@ -241,10 +241,6 @@ class _Best:
         self.height[found], self.norm[found], self.score[found] = (
             part.index_select(0, chosen) for part in (climb.height, climb.norm, climb.score)
         )
-
-
-def _inner(first: Tensor, second: Tensor) -> Tensor:
-    return (first * second).sum(-1)
 
 
 def _square(rows: Tensor) -> Tensor:
