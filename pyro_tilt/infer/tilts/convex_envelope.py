@@ -20,7 +20,7 @@ _GRADIENTS = {1: 801, 2: 49, 3: 15}
 _COARSE = {1: 201, 2: 25, 3: 9}
 _FINE = {1: 4001, 2: 145, 3: 37}
 _TOLERANCE = {1: 1e-3, 2: 5e-3, 3: 2e-2}
-_ROUNDS, _ADDED, _LIFTS = 2, 200, 60
+_ROUNDS, _ADDED, _LIFTS = 4, 250, 60
 
 
 def slope_grid(f: FeatureFunction, low: Tensor, high: Tensor, count: int | None = None) -> Tensor:
@@ -73,16 +73,31 @@ def linear_programme(
     targets = f(fine)
     envelope, optimum = _solve(f, slopes, values, points)
     for _ in range(_ROUNDS):
-        gaps = targets - envelope.log_value(fine)
-        worst = gaps.topk(min(_ADDED, len(gaps)))
-        add = worst.values > 0.2 * _TOLERANCE[k]
-        if not bool(add.any()):
+        add = _wanting(family, envelope, fine, targets, 0.2 * _TOLERANCE[k])
+        if not len(add):
             break
-        points = torch.cat([points, fine[worst.indices[add]]])
+        points = torch.cat([points, add])
         envelope, optimum = _solve(f, slopes, values, points)
     envelope = _lift(envelope, fine, targets, 0.2 * _TOLERANCE[k])
     above = excess(f, envelope, low, high, tolerance=_TOLERANCE[k])
     return envelope.scaled(above.upper), optimum
+
+
+def _wanting(
+    family: TiltFamily,
+    envelope: Envelope,
+    points: Tensor,
+    targets: Tensor,
+    tolerance: float,
+) -> Tensor:
+    """The points that lack most, each by the mass of the terms that would have to rise there."""
+    gaps = targets - envelope.log_value(points)
+    short = gaps > tolerance
+    points, gaps = points[short], gaps[short]
+    masses = envelope.log_coefficients + family.log_normalizer(envelope.slopes)[0]
+    shares = (points @ envelope.slopes.T + envelope.log_coefficients).softmax(-1)
+    price = gaps * (shares @ masses.softmax(-1))
+    return points[price.topk(min(_ADDED, len(points))).indices]
 
 
 def _lift(envelope: Envelope, points: Tensor, targets: Tensor, tolerance: float) -> Envelope:

@@ -180,3 +180,22 @@ def test_rewards_without_gradients_take_differences():
         beta=1.2,
     ).plan()
     assert plan.acceptance == pytest.approx(graded.acceptance, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["absolute", "huber", "quadratic", "largest"])
+def test_tangent_envelopes_are_scaled_until_they_touch(name):
+    for kind in ("lse", "tangent"):
+        plan = tilt_of(name, envelope=kind).plan()
+        torch.manual_seed(0)
+        u = plan.low + (plan.high - plan.low) * torch.rand(400_000, len(plan.low), dtype=F64)
+        below = plan.envelope.log_value(u) if kind == "lse" else plan.envelope.largest(u)[0]
+        gap = float((1.2 * CONVEX[name][0](u) - below).max())
+        assert -0.02 < gap <= 1e-9
+
+
+def test_far_corners_do_not_raise_the_whole_envelope():
+    """A steep bowl, whose features reach far out: there the grid of slopes is too coarse."""
+    A = 1.9 * torch.eye(2, dtype=F64)
+    reward = rewards.LowDim(lambda u: 0.5 * u.square().sum(-1), A, convex=True)
+    plan = ConvexTilt(model(), reward, beta=0.4).plan()
+    assert plan.acceptance > 0.97 * plan.optimum

@@ -12,6 +12,8 @@ from tilt_models import F64, exact_draws, gate_bins, mixture, model, network
 from pyro_tilt import rewards
 from pyro_tilt.infer import ConvexTilt
 from pyro_tilt.infer.errors import AcceptanceTooLow
+from pyro_tilt.infer.tilts.convex_family import DrawOptions
+from pyro_tilt.infer.tilts.convex_pool import PooledFamily
 from pyro_tilt.testing.gates import Z_SCORE
 
 
@@ -239,6 +241,33 @@ def test_estimated_normalizers_enter_the_certificate():
     assert bounds[2000, 1e9] < 0.8 * bounds[500, 1e9]
     # Warm starts repeat the errors of the pool, which have to show.
     assert bounds[2000, None] > bounds[2000, 1e9]
+
+
+def test_warm_starts_add_the_variance_of_their_weights():
+    """A pool of n effective draws knows no normaliser better than 1 / n, however often reused."""
+    family = PooledFamily(network(), ONE, None, DrawOptions(max_z=1.0, normalizer_samples=400))
+    torch.manual_seed(0)
+    _, errors = family.log_normalizer(torch.tensor([[0.0], [1.5]], dtype=F64))
+    anchors = len(family.anchors) - 1
+    assert anchors >= 1
+    assert float(errors.min()) ** 2 >= anchors / (400 * (anchors + 1))
+    cold = PooledFamily(network(), ONE, None, DrawOptions(normalizer_samples=400))
+    assert float(cold.log_normalizer(torch.zeros(1, 1, dtype=F64))[1]) < 1e-6
+
+
+def test_the_evidence_of_few_draws_is_unbiased():
+    """Streams end with an acceptance; counting that proposal would bias the mean upwards."""
+    f = rewards.LowDim(lambda u: -1.5 * (u[..., 0] - 1.0).square(), ONE, concave=True)
+    plan = ConvexTilt(model(), f).plan()
+    *_, log_z = feature_law(lambda u: -1.5 * (u[..., 0] - 1.0).square(), ONE, DIRECTION)
+    torch.manual_seed(0)
+    found = []
+    with exact_draws():
+        for _ in range(800):
+            outcome = plan.mixture.draw(3, log_target=plan.f, log_envelope=plan.envelope.log_value)
+            found.append(math.exp(outcome.log_normalizer - log_z))
+    values = torch.tensor(found, dtype=F64)
+    assert abs(float(values.mean()) - 1) < Z_SCORE * float(values.std()) / math.sqrt(len(values))
 
 
 @pytest.mark.slow
