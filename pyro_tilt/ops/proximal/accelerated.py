@@ -193,9 +193,10 @@ class _Climb:
         """Takes a trial whose gradient agrees with the step that led there, or shortens it."""
         norm = _square(slope)
         score = self._score(trial, height, norm)
-        finite = torch.isfinite(height) & torch.isfinite(norm)
+        finite = torch.isfinite(height + norm)
+        whole = bool(finite.all())
         if self.concave:
-            seen = self._seen(trial, slope, finite)
+            seen = self._seen(trial, slope, None if whole else finite)
             taken = finite & (seen <= 2.0 * self.smooth)
         else:
             rise = 0.25 * self.norm / self.smooth
@@ -203,9 +204,10 @@ class _Climb:
             taken = finite & (score <= self.score - rise + rounding)
             seen = torch.where(taken, self.floor, 2.0 * self.smooth)
         relaxed = (_RELAX if self.concave else 0.7) * self.smooth
-        raised = torch.where(finite, torch.maximum(seen, self.smooth), 4.0 * self.smooth)
-        self.smooth = torch.where(taken, torch.maximum(seen, relaxed), raised)
-        self.smooth = self.smooth.clamp(max=torch.finfo(score.dtype).max ** 0.5)
+        smooth = torch.maximum(seen, torch.where(taken, relaxed, self.smooth))
+        if not whole:
+            smooth = torch.where(finite, smooth, 4.0 * self.smooth)
+        self.smooth = smooth.clamp(max=torch.finfo(score.dtype).max ** 0.5)
         # The reward may be a tensor that others hold, and the score may be the norm itself.
         found = (self._stepped, trial, slope, height.clone(), norm, score)
         if not bool(taken.all()):
@@ -216,10 +218,10 @@ class _Climb:
                 new.index_copy_(0, back, old.index_select(0, back))
         self.point, self.ahead, self.slope, self.height, self.norm, self.score = found
 
-    def _seen(self, trial: Tensor, slope: Tensor, finite: Tensor) -> Tensor:
+    def _seen(self, trial: Tensor, slope: Tensor, finite: Tensor | None) -> Tensor:
         """The smoothness that two gradients of a concave function show, by cocoercivity."""
         change = self.slope - slope
-        if not bool(finite.all()):
+        if finite is not None:
             change = change.masked_fill(~finite.unsqueeze(-1), 0.0)
         inner, square = (trial - self.ahead).mul_(change).sum(-1), _square(change)
         tiny = torch.finfo(square.dtype).tiny
