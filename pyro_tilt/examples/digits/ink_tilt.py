@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pyro_tilt.diffusion import from_diffusers
+from pyro_tilt.diffusion import NetworkDiffusion, from_diffusers
 from pyro_tilt.examples.digits.classifier import Classifier
+from pyro_tilt.examples.digits.data import IMAGE_SHAPE
 from pyro_tilt.examples.digits.model import Denoiser, make_scheduler
 from pyro_tilt.examples.digits.program import MAX_ROWS, digits_program
 from pyro_tilt.examples.digits.report import mosaic
@@ -23,7 +23,6 @@ from pyro_tilt.examples.digits.steering_outcome import Outcome, Target, describe
 from pyro_tilt.examples.digits.steering_values import digits_with_estimates, posterior_mean_value
 from pyro_tilt.infer import SMC, ImportanceSampler, LinearTilt, SamplerWarning, WeightedSamples
 from pyro_tilt.infer.seeding import derive_seed
-from pyro_tilt.infer.tilts.protocols import DiffusionModel
 from pyro_tilt.poutine import align
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ class InkSettings:
     """What is compared; the defaults take under a minute on one core."""
 
     rows: int = 24_000
-    reference: int = 4_000
+    reference: int = 8_000
     steps: int = 40
     seed: int = 0
     beta: float = 50.0
@@ -84,14 +83,18 @@ class InkRow:
     z_max: float | None = None
 
 
-def as_diffusion(model: Denoiser, steps: int = 40) -> DiffusionModel:
-    """
-    The network as a diffusion model, whose ancestral sampler is that of ``digits_program``.
+def as_diffusion(model: Denoiser, steps: int = 40) -> NetworkDiffusion:
+    r"""
+    The network as a diffusion model, whose ancestral steps are those of ``digits_program``.
+
+    It starts from :math:`N(0, s_T^2 I)` with :math:`s_T^2 = 1 - \bar\alpha_T`, which is 0.999 at
+    40 steps, where the program starts from :math:`N(0, I)`.
 
     :param model: from :func:`~pyro_tilt.examples.digits.load_denoiser`.
     :param steps: number of ancestral steps.
     """
-    return from_diffusers(model.unet, make_scheduler(), steps=steps)
+    # The denoiser and not its network: both would count the rows of the other samplers.
+    return from_diffusers(model, make_scheduler(), steps=steps, event_shape=IMAGE_SHAPE)
 
 
 def at_rows(make: Make, rows: int, each: float, seed: int) -> WeightedSamples:
@@ -176,17 +179,18 @@ def compare_ink(
         "B is 90% sure of some digit",
     )
     found = ways(model, settings)
-    reference = found["importance sampling"](settings.reference, derive_seed(settings.seed, 99))
+    with warnings.catch_warnings():
+        # What they warn of stands in the table.
+        warnings.simplefilter("ignore", SamplerWarning)
+        reference = found["importance sampling"](settings.reference, derive_seed(settings.seed, 99))
+        results = [
+            at_rows(make, settings.rows, float(settings.steps), derive_seed(settings.seed, place))
+            for place, make in enumerate(found.values())
+        ]
     base = reference.samples["x_0"]
     ink = target.reward(base).double()
-    rows = [_row("reference: importance sampling", reference, target, ink)]
-    for place, (name, make) in enumerate(found.items()):
-        with warnings.catch_warnings():
-            # What they warn of stands in the table.
-            warnings.simplefilter("ignore", SamplerWarning)
-            seed = derive_seed(settings.seed, place)
-            result = at_rows(make, settings.rows, float(settings.steps), seed)
-        rows.append(_row(name, result, target, ink))
+    names = ["reference: importance sampling", *found]
+    rows = [_row(*each, target, ink) for each in zip(names, [reference, *results])]
     return base, rows
 
 
@@ -195,7 +199,7 @@ def _row(name: str, result: WeightedSamples, target: Target, ink: Tensor) -> Ink
     gain = (outcome.reward[0] - float(ink.mean())) / float(ink.std())
     share = result.info.get("start_ess")
     if result.sampler != "LinearTilt":
-        ess, of = float(1.0 / result.normalized_weights.square().sum()), "of the weights"
+        ess, of = float(result.ess), "of the weights"
         if outcome.ancestors < outcome.draws:
             ess, of = float(outcome.ancestors), "ancestors"
     elif share is None:
