@@ -135,17 +135,17 @@ def ways(model: Denoiser, settings: InkSettings) -> dict[str, Make]:
     base = as_diffusion(model, s.steps)
 
     def importance(draws: int, seed: int) -> WeightedSamples:
-        options = {"num_samples": draws, "seed": seed, "max_batch": MAX_ROWS}
-        return ImportanceSampler(plain, **options, **quiet).run()
+        options = quiet | {"num_samples": draws, "seed": seed, "max_batch": MAX_ROWS}
+        return ImportanceSampler(plain, **options).run()
 
     def tilt(draws: int, seed: int, *, cap: float) -> WeightedSamples:
-        options = {"num_samples": draws // CHAINS, "num_chains": CHAINS, "seed": seed}
-        return LinearTilt(base, reward, beta=s.beta, max_z=cap, **options, **quiet).run()
+        options = quiet | {"num_samples": draws // CHAINS, "num_chains": CHAINS, "seed": seed}
+        return LinearTilt(base, reward, beta=s.beta, max_z=cap, **options).run()
 
     def smc(draws: int, seed: int, *, tempered: bool) -> WeightedSamples:
         twist = posterior_mean_value(reward, s.beta, steps=s.steps, tempered=tempered)
-        options = {"num_particles": draws // CHAINS, "num_chains": CHAINS, "seed": seed}
-        return SMC(estimated, twist=twist, check_lineage=False, **options, **quiet).run()
+        options = quiet | {"num_particles": draws // CHAINS, "num_chains": CHAINS, "seed": seed}
+        return SMC(estimated, twist=twist, check_lineage=False, **options).run()
 
     return {
         "importance sampling": importance,
