@@ -28,6 +28,7 @@ MODULES = (
     "bench_lcb",
     "bench_digits",
     "bench_diffusion",
+    "bench_ink",
     "bench_convex",
     "bench_transport",
     "bench_landscape",
