@@ -69,7 +69,9 @@ def test_estimate_at_its_ends():
     masses = torch.tensor([0.0, 1e-320, 1e-300, 1e-12, 0.999999999, 1.0], dtype=torch.float64)
     found = kl.best_of_n_estimate(masses, n)
     bound = kl.best_of_n_bound(n)
-    torch.testing.assert_close(found[:4], torch.full((4,), bound, dtype=torch.float64), rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        found[:4], torch.full((4,), bound, dtype=torch.float64), rtol=1e-9, atol=0
+    )
     assert found[5] == 0.0 and 0.0 <= float(found[4]) < 1e-7
     logs = torch.tensor([-1e4, -700.0, 0.0], dtype=torch.float64)
     found = kl.best_of_n_estimate(logs, n, log=True)
