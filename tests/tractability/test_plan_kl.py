@@ -225,6 +225,17 @@ def test_networks_are_told_of_their_reach(network):
     assert "not independent" not in near.choice.reason
 
 
+def test_a_groove_that_slopes_along_itself_has_no_single_tangent(model):
+    sloped = rewards.Quadratic(
+        torch.diag(torch.tensor([-0.6, 0.0], dtype=F64)), torch.tensor([0.7, -0.3], dtype=F64)
+    )
+    found = plan(model, sloped)
+    assert not found.entry("ConvexTilt").applicable and "linear in none" in str(
+        found.entry("ConvexTilt").reason
+    )
+    assert found.choice.name == "Mixture algebra" and found.hardness
+
+
 def test_beta_decides_the_side_of_a_quadratic(model):
     cup = diagonal(0.7, 0.0)
     assert plan(model, cup, 0.2).choice.name == "QuadraticTilt"

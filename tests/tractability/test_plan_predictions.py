@@ -86,6 +86,10 @@ def test_weights_that_a_pilot_cannot_judge_are_not_picked():
     tail = Pilot(dist.Exponential(0.9).sample((4000,)).double(), math.inf)
     assert tail.effective_share * 4000 > 10.0 and "pareto_k" in tail.doubt
     assert Pilot(torch.zeros(4000, dtype=F64), 0.0).doubt == ""
+    # Five weights alike have no tail to fit, and are too few to believe.
+    few = torch.full((4000,), -math.inf, dtype=F64)
+    few[:5] = 0.0
+    assert "only 5.0" in Pilot(few, 0.0).doubt
 
 
 def test_a_pilot_of_zeros_predicts_nothing_to_accept():
@@ -171,7 +175,7 @@ def test_mixture_algebra_draws_the_tilt(model, mixture, seed):
     """Against the mean and the evidence on a grid, which know nothing of completed squares."""
     bend = torch.tensor([[-1.2, 0.4], [0.4, 0.15]], dtype=F64)
     slope = torch.tensor([0.3, -0.5], dtype=F64)
-    found = plan(model, rewards.Quadratic(bend, slope))
+    found = plan(model, rewards.Quadratic(bend / 0.8, slope / 0.8), 0.8)
     axis = torch.linspace(-9.0, 9.0, 901, dtype=F64)
     grid = torch.cartesian_prod(axis, axis)
     log_density = mixture.log_prob(grid) + ((grid @ bend) * grid).sum(-1) + grid @ slope
@@ -183,6 +187,21 @@ def test_mixture_algebra_draws_the_tilt(model, mixture, seed):
     hotelling(blocks, law @ torch.cat([grid, grid.square()], -1))
     evidence = float(log_density.logsumexp(0) + 2.0 * math.log(18.0 / 900.0))
     assert float(result.log_normalizer) == pytest.approx(evidence, abs=1e-8)
+
+
+def test_a_groove_is_the_same_by_features_and_by_algebra(model):
+    """A slope along the bend, and a beta."""
+    groove = rewards.Quadratic(
+        torch.diag(torch.tensor([-0.6, 0.0], dtype=F64)), torch.tensor([0.7, 0.0], dtype=F64), 0.2
+    )
+    found = plan(model, groove, 2.0)
+    assert found.choice.name == "ConvexTilt"
+    result = found.run(4000, seed=0)
+    exact = model.tilted_law(2.0 * groove)
+    # 40 levels leave a bias of a few hundredths.
+    assert float(result.log_normalizer) == pytest.approx(float(exact.log_normalizer), abs=0.1)
+    assert torch.allclose(result.samples["x_0"].mean(0), exact.law.mean, atol=0.1)
+    assert torch.allclose(result.stats["reward"], groove(result.samples["x_0"]), atol=1e-9)
 
 
 def test_smc_of_a_diffusion_knows_its_levels():

@@ -42,9 +42,10 @@ def as_features(reward: Quadratic) -> LowDim | None:
     A quadratic that bends one way, as a function of the few features that it depends on.
 
     :param reward: the quadratic.
-    :returns: None where it bends both ways, or depends on more than three features.
+    :returns: None where it bends both ways, is linear in some direction, or depends on more than
+        three features.
 
-    >>> bowl = Quadratic(torch.diag(torch.tensor([-2.0, 0.0, 0.0])), torch.tensor([0.0, 1.0, 0.0]))
+    >>> bowl = Quadratic(torch.diag(torch.tensor([-2.0, -1.0, 0.0])), torch.tensor([0.0, 1.0, 0.0]))
     >>> lowdim = as_features(bowl)
     >>> x = torch.tensor([[1.0, 2.0, 3.0], [-1.0, 0.5, 0.0]])
     >>> lowdim.A.shape, bool(torch.allclose(lowdim(x), bowl(x)))
@@ -57,13 +58,9 @@ def as_features(reward: Quadratic) -> LowDim | None:
     rows, heights = vectors.mT[bent], values[bent]
     slope = reward.b.detach().double()
     slopes = rows @ slope
-    flat = slope - slopes @ rows
-    size = flat.norm()
-    if float(size) > 1e-9 * float(slope.norm()):
-        rows = torch.cat([rows, (flat / size)[None]])
-        heights = torch.cat([heights, heights.new_zeros(1)])
-        slopes = torch.cat([slopes, size[None]])
-    if not 1 <= len(rows) <= MAX_FEATURES:
+    across = (slope - slopes @ rows).norm()
+    # Along a direction in which a reward is linear, no tangent but the exact one lies above it.
+    if float(across) > 1e-9 * float(slope.norm()) or not 1 <= len(rows) <= MAX_FEATURES:
         return None
     f = Bowl(heights, slopes, reward.c.detach().double())
     return LowDim(f, rows.to(reward.A), concave=reward.concave, convex=reward.convex)
@@ -78,7 +75,8 @@ def convex(problem: Problem) -> Entry:
     if reward is None:
         return declines(
             "for MaxAffine rewards, convex or concave LowDim ones, and concave Quadratic ones that "
-            f"depend on at most {MAX_FEATURES} features; this is a {type(problem.reward).__name__}"
+            f"bend in at most {MAX_FEATURES} directions and are linear in none; this is a "
+            f"{type(problem.reward).__name__}"
         )
     if not (reward.convex or reward.concave):
         return declines("the LowDim reward is not declared convex or concave")
@@ -99,6 +97,11 @@ def convex(problem: Problem) -> Entry:
         try:
             found = make(num_samples=1).plan(problem.seed)
         except NotImplementedError as error:
+            return declines(str(error))
+        except ValueError as error:
+            # A concave function that is linear somewhere may have no tangent that can be found.
+            if not bends_down:
+                raise
             return declines(str(error))
         rate = found.acceptance
         cost = problem.cost_of(1.0 / max(rate, 1e-300))
