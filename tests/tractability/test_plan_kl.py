@@ -184,6 +184,12 @@ def diffusion_of_a_normal():
     return diffusion.MixtureDiffusion(part, diffusion.VP.linear(10))
 
 
+def test_tempering_needs_a_density():
+    base = diffusion_of_a_normal()
+    entry = plan(base.program(record="last"), lambda x: x.sum(-1)).entry("TemperedSMC")
+    assert not entry.applicable and "'x_0' has no density" in entry.reason
+
+
 def test_nothing_is_picked_behind_the_users_back(cube):
     signs, numbers = cube
     # Acceptance is the share of balanced partitions, 6 / 16: three signs out of {3, 1, 2, 2}.
