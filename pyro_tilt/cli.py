@@ -39,15 +39,19 @@ class Method(StrEnum):
     smc = "smc"
     best_of_n = "best-of-n"
     soft_best_of_n = "soft-best-of-n"
+    gsi = "gsi"
+    aisp = "aisp"
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """A sampler by name, whether it has a beta, and the command's further options that it takes."""
+    """A sampler by name, whether it has a beta, and which further options it takes or needs."""
 
     sampler: str
     beta: bool = True
     options: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    num_samples: int = 1000
 
 
 _METHODS = {
@@ -57,6 +61,14 @@ _METHODS = {
     Method.smc: _Entry("SMC"),
     Method.best_of_n: _Entry("BestOfN", beta=False, options=("n",)),
     Method.soft_best_of_n: _Entry("SoftBestOfN", options=("n",)),
+    Method.gsi: _Entry("GSI", options=("n", "draft", "threshold"), needs=("draft",)),
+    Method.aisp: _Entry("AISP", options=("n", "module"), needs=("module",), num_samples=1),
+}
+_FLAGS = {
+    "n": "--choose-from",
+    "draft": "--draft",
+    "threshold": "--threshold",
+    "module": "--module",
 }
 
 
@@ -84,9 +96,26 @@ def align(
         ),
     ] = None,
     method: Annotated[Method, typer.Option(help="The sampler.")] = Method.auto,
-    num_samples: Annotated[int, typer.Option("--num-samples", "-n", min=1, help="Draws.")] = 1000,
+    num_samples: Annotated[
+        int | None,
+        typer.Option("--num-samples", "-n", min=1, help="Draws: 1000, or 1 search of aisp."),
+    ] = None,
     choose_from: Annotated[
-        int | None, typer.Option(min=1, help="Draws that best-of-n and soft-best-of-n choose from.")
+        int | None,
+        typer.Option(min=1, help="Draws to choose from: best-of-n, soft-best-of-n, gsi, aisp."),
+    ] = None,
+    draft: Annotated[
+        str | None,
+        typer.Option(metavar="FILE_OR_MODULE:NAME", help="The program that proposes to gsi."),
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Of gsi: below it the target draws, not the draft.")
+    ] = None,
+    module: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE_OR_MODULE:NAME", help="Of aisp: what maps hidden states to logits."
+        ),
     ] = None,
     show: Annotated[int, typer.Option(min=0, help="Texts of a language program to print.")] = 10,
     seed: Annotated[int, typer.Option(help="Makes the run reproduce.")] = 0,
@@ -97,13 +126,18 @@ def align(
     Writes samples.nc, health.png and summary.json to the --out folder and prints the summary. A
     program that can decode its tokens is shown as text, with reward and weight, in texts.csv too.
     """
-    _check_options(method, beta, choose_from)
+    given = {"n": choose_from, "draft": draft, "threshold": threshold, "module": module}
+    given = {name: value for name, value in given.items() if value is not None}
+    _check_options(method, beta, given)
     base = _load(program, "PROGRAM")
     scorer = _load(reward, "--reward")
+    for name in given.keys() & {"draft", "module"}:
+        given[name] = _load(str(given[name]), _FLAGS[name])
     _make_folder(out)
     try:
-        options = {"num_samples": num_samples, "seed": seed}
-        result = _sampler(base, scorer, beta, method, n=choose_from, **options).run()
+        count = _entry(method).num_samples if num_samples is None else num_samples
+        options = {"num_samples": count, "seed": seed, **given}
+        result = _sampler(base, scorer, beta, method, **options).run()
     except (ValueError, NotImplementedError, TypeError) as error:
         _fail(str(error), _FAILED)
     _write(result, out)
@@ -111,27 +145,29 @@ def align(
         _write_texts(result, base, out, show)
 
 
-def _check_options(method: Method, beta: float | None, choose_from: int | None) -> None:
-    entry = _METHODS.get(method, _Entry("auto"))
+def _entry(method: Method) -> _Entry:
+    return _METHODS.get(method, _Entry("auto"))
+
+
+def _check_options(method: Method, beta: float | None, given: dict[str, Any]) -> None:
+    entry = _entry(method)
     if entry.beta and beta is None:
         _fail(f"--method {method.value} needs --beta", _USAGE)
     if not entry.beta and beta is not None:
         _fail(f"--method {method.value} has no --beta, only the order of rewards counts", _USAGE)
     if beta is not None and not math.isfinite(beta):
         _fail(f"--beta must be finite, got {beta}", _USAGE)
-    if choose_from is not None and "n" not in entry.options:
-        takers = [m.value for m, each in _METHODS.items() if "n" in each.options]
-        _fail(f"--choose-from belongs to --method {' or '.join(takers)}", _USAGE)
+    for name in entry.needs:
+        if name not in given:
+            _fail(f"--method {method.value} needs {_FLAGS[name]} FILE_OR_MODULE:NAME", _USAGE)
+    for name in given:
+        if name not in entry.options:
+            takers = [m.value for m, each in _METHODS.items() if name in each.options]
+            _fail(f"{_FLAGS[name]} belongs to --method {' or '.join(takers)}", _USAGE)
 
 
 def _sampler(
-    program: Callable[..., Any],
-    reward: Any,
-    beta: float | None,
-    method: Method,
-    *,
-    n: int | None,
-    **options: Any,
+    program: Callable[..., Any], reward: Any, beta: float | None, method: Method, **options: Any
 ) -> Any:
     from pyro_tilt import infer
 
@@ -139,8 +175,8 @@ def _sampler(
         assert beta is not None
         return _planned(program, reward, beta, **options)
     entry = _METHODS[method]
-    further = {"beta": beta if entry.beta else None, "n": n}
-    options.update({name: value for name, value in further.items() if value is not None})
+    if entry.beta:
+        options["beta"] = beta
     return getattr(infer, entry.sampler)(program, reward=reward, **options)
 
 
@@ -194,6 +230,8 @@ def _write(result: WeightedSamples, out: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
     from pyro_tilt import diagnostics
 
     summary = diagnostics.summary(result)
@@ -204,6 +242,7 @@ def _write(result: WeightedSamples, out: Path) -> None:
     )
     figure = diagnostics.plot_health(result)
     figure.savefig(out / "health.png", dpi=120)
+    plt.close(figure)
     typer.echo(f"wrote {out / 'samples.nc'}, {out / 'health.png'}, {out / 'summary.json'}")
 
 
