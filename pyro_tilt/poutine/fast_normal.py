@@ -53,7 +53,9 @@ def log_prob(fn: Normal, value: Tensor) -> Tensor:
     if not any(scale.stride()):
         # One number that was expanded to the batch.
         scale = scale.as_strided((), ())
-    standardized = (value - fn.loc).div_(scale)
+    standardized = value - fn.loc
+    scale = scale.to(standardized.dtype)
+    standardized.div_(scale)
     return torch.addcmul((INVERSE_ROOT / scale).log_(), standardized, standardized, value=-0.5)
 
 

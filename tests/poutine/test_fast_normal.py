@@ -14,6 +14,7 @@ SHAPES = [
     (torch.randn(7, dtype=torch.float64), torch.tensor(0.2, dtype=torch.float64)),
     (torch.randn(3, 6).t(), torch.tensor(1.5)),
     (torch.tensor(1.0).expand(1000), torch.rand(1000) + 0.5),
+    (torch.randn(6, dtype=torch.float64), torch.tensor(0.7)),
 ]
 
 
@@ -37,6 +38,14 @@ def test_densities_are_those_of_torch(loc, scale):
         found = fast_normal.log_prob(fn, value)
         torch.testing.assert_close(found, fn.log_prob(value), rtol=4e-6, atol=4e-6)
         assert torch.equal(value, before)
+
+
+def test_a_scale_of_less_precision_costs_the_density_none():
+    loc, scale = torch.randn(20, dtype=torch.float64), torch.tensor(0.7)
+    value = torch.randn(20, dtype=torch.float64)
+    exact = dist.Normal(loc, scale.double()).log_prob(value)
+    found = fast_normal.log_prob(dist.Normal(loc, scale), value)
+    torch.testing.assert_close(found, exact, rtol=0.0, atol=1e-13)
 
 
 def test_parameters_are_left_as_they_are():

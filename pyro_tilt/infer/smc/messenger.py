@@ -289,7 +289,9 @@ class StepMessenger(WeightMessenger):
             law = self._proposed.pop(name, None)
             if law is not None:
                 fn, value = msg["fn"], msg["value"]
-                self._add(name, fast_normal.density(fn, value) - law.log_prob(value), msg)
+                self._add(
+                    name, fast_normal.density(fn, value) - fast_normal.density(law, value), msg
+                )
         if name in self.values:
             frames = msg["cond_indep_stack"]
             if len(frames) > 1:
