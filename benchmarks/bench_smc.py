@@ -159,7 +159,14 @@ BESIDE = (
     ("scalar Gaussian kernel, 1,000 particles", scalar, draw_scalar, move_scalar, 1000, 1.6),
     ("scalar Gaussian kernel, 100,000 particles", scalar, draw_scalar, move_scalar, 100_000, 1.15),
     ("64-256-64 network kernel, 1,000 particles", neural, draw_neural, move_neural, 1000, 1.15),
-    ("for comparison: scalar, 1,000, bare formulas", scalar, draw_scalar, move_formula, 1000, None),
+    (
+        "scalar Gaussian kernel, 1,000 particles, bare formulas",
+        scalar,
+        draw_scalar,
+        move_formula,
+        1000,
+        1.6,
+    ),
 )
 
 
