@@ -230,7 +230,18 @@ def _without_mean(finish):
     return mutated
 
 
-BUGS = ["twist", "removal", "weights", "ancestors", "records", "maximum", "sum", "mean"]
+def _weigh_the_start_twice(advance):
+    """Particles that a first stage has drawn from the twisted start are weighted by it again."""
+
+    def mutated(self, increment, twist, where):
+        if not self.ess:
+            increment = twist if increment is None else increment + twist
+        return advance(self, increment, twist, where)
+
+    return mutated
+
+
+BUGS = ["twist", "removal", "weights", "ancestors", "records", "maximum", "sum", "mean", "double"]
 
 
 @pytest.mark.parametrize("bug", BUGS)
@@ -249,6 +260,8 @@ def test_the_gate_sees_known_bugs(table, monkeypatch, bug):
         combine = torch.maximum if bug == "maximum" else torch.add
         monkeypatch.setattr(Population, "advance", _keep_extreme(Population.advance, combine))
         monkeypatch.setattr(Population, "finish", _end_by_extreme(Population.finish, combine))
+    elif bug == "double":
+        monkeypatch.setattr(Population, "advance", _weigh_the_start_twice(Population.advance))
     elif bug == "mean":
         monkeypatch.setattr(Population, "finish", _without_mean(Population.finish))
     else:
@@ -257,3 +270,25 @@ def test_the_gate_sees_known_bugs(table, monkeypatch, bug):
         bug, [True, False, True, True]
     )
     assert p_value(table, twist=_finite(table), freeze_schedule=schedule) < 1e-7
+
+
+@pytest.mark.parametrize("shift", [-5000.0, 5000.0])
+def test_weights_far_from_one_are_those_near_it(shift):
+    """Weights kept outside logarithms overflow or vanish here, in single and double precision."""
+    generator = torch.Generator().manual_seed(0)
+    increments = torch.randn(4, 30, dtype=torch.float64, generator=generator)
+    found = []
+    for offset in (0.0, shift):
+        population = Population(
+            30,
+            scheme="systematic",
+            generator=torch.Generator().manual_seed(1),
+            schedule=(True, False, True, False),
+        )
+        index = [population.advance(row + offset, None, "") for row in increments]
+        found.append((index, population.finish(None)))
+    (near, weights), (far, shifted) = found
+    for first, second in zip(near, far):
+        assert (first is None) == (second is None)
+        assert first is None or torch.equal(first, second)
+    torch.testing.assert_close(shifted - 4 * shift, weights, rtol=0.0, atol=1e-8)
