@@ -50,7 +50,8 @@ def run_here(name: str) -> None:
     """Runs one benchmark in this process and prints its rows as JSON."""
     torch.set_num_threads(1)
     module = importlib.import_module(f"benchmarks.{name}")
-    print(json.dumps({"title": module.TITLE, "rows": [asdict(row) for row in module.run()]}))
+    rows = [asdict(row) | {"met": bool(row.met)} for row in module.run()]
+    print(json.dumps({"title": module.TITLE, "rows": rows}))
 
 
 def run_apart(name: str) -> tuple[str, list[Row]]:

@@ -64,7 +64,7 @@ def machine() -> str:
 def table(rows: list[Row]) -> str:
     """The rows as a Markdown table."""
     lines = ["| measured | figure | target | met |", "|---|---|---|---|"]
-    lines += [
-        f"| {r.name} | {r.measured} | {r.target} | {'yes' if r.met else 'NO'} |" for r in rows
-    ]
+    for row in rows:
+        cells = (row.name, row.measured, row.target, "yes" if row.met else "NO")
+        lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
     return "\n".join(lines)
