@@ -89,9 +89,10 @@ class QuadraticTilt(DiffusionTilt):
     Risteski and Rohatgi 2026, arXiv 2602.16570, Theorems 4.1 and A.1): those are refused.
 
     Certificate, for the tilt in continuous time; it leaves out, by name, the discretisation and the
-    error of a network. The lattice is *bounded*, by a total variation of ``epsilon`` at most, where
-    the model knows its normalisers; where they are estimated their error goes into
-    ``estimated_total_variation``. All else is *consistent* in the number of steps.
+    error of a network, and so is *consistent* in the number of steps whatever the route. The
+    lattice costs a total variation of ``epsilon`` at most where the model knows its normalisers;
+    that bound, or with the error of estimated normalisers an estimate, stands in
+    ``estimated_total_variation``.
 
     :param base: a diffusion model whose draws are vectors.
     :param reward: the quadratic.
