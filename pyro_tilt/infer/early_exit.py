@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from scipy import stats
@@ -12,15 +14,43 @@ from torch import Tensor
 
 from pyro_tilt.infer.pooled import BASE_DRAWS_KEPT, WeightSums, check_bound
 from pyro_tilt.infer.proposal import Draws, ProgramProposal
-from pyro_tilt.infer.sampler import Run
+from pyro_tilt.infer.sampler import Run, Sampler, check_count
 from pyro_tilt.infer.weighted_samples import BaseDraws
 
-__all__ = ["Attempts", "attempt", "bound_of", "exponential_noise", "miss_upper"]
+__all__ = ["Attempts", "EarlyExit", "attempt", "bound_of", "exponential_noise", "miss_upper"]
 
 # Rows proposed for slots that turn out to be filled, as a share of those that are needed.
 _WASTE = 0.25
 # Rows of a round that are no waste worth speaking of, as a share of all that were drawn.
 _TAIL = 0.02
+
+
+class EarlyExit(Sampler):
+    """
+    What the samplers of such slots share.
+
+    :param program: see :class:`~pyro_tilt.infer.Sampler`, as are all options not named here.
+    :param int n: proposals of a slot.
+    :param float log_bound: bound on the log weights, in place of the one the program knows.
+    :param float confidence: of the certificate.
+    :raises ValueError: for a confidence outside (0, 1).
+    """
+
+    def __init__(
+        self,
+        program: Callable[..., Any],
+        *,
+        n: int,
+        log_bound: float | None = None,
+        confidence: float = 0.95,
+        **options: Any,
+    ) -> None:
+        self.n = check_count("n", n)
+        if not 0.0 < confidence < 1.0:
+            raise ValueError(f"confidence must lie in (0, 1), got {confidence!r}")
+        self.log_bound = log_bound
+        self.confidence = confidence
+        super().__init__(program, **options)
 
 
 @dataclass

@@ -14,6 +14,7 @@ from pyro_tilt.infer.certificate import Certificate
 from pyro_tilt.infer.cost import Cost
 from pyro_tilt.infer.early_exit import (
     Attempts,
+    EarlyExit,
     attempt,
     bound_of,
     exponential_noise,
@@ -29,7 +30,7 @@ from pyro_tilt.infer.weighted_samples import WeightedSamples
 __all__ = ["ExpBestOfN"]
 
 
-class ExpBestOfN(Sampler):
+class ExpBestOfN(EarlyExit):
     r"""Of ``n`` independent draws the one with the largest :math:`\log w_i + E_i`, :math:`E_i`
     standard exponential noise.
 
@@ -81,18 +82,11 @@ class ExpBestOfN(Sampler):
         program: Callable[..., Any],
         *,
         n: int = 16,
-        log_bound: float | None = None,
-        confidence: float = 0.95,
         block: None = None,
         **options: Any,
     ) -> None:
         refuse_value(type(self).__name__, options)
-        self.n = check_count("n", n)
-        if not 0.0 < confidence < 1.0:
-            raise ValueError(f"confidence must lie in (0, 1), got {confidence!r}")
-        self.log_bound = log_bound
-        self.confidence = confidence
-        super().__init__(program, **options)
+        super().__init__(program, n=n, **options)
 
     def _sample(self, run: Run) -> WeightedSamples:
         refuse_shared_minibatches(run)

@@ -10,18 +10,18 @@ from typing import Any
 
 import torch
 
-from pyro_tilt.infer.early_exit import Attempts, attempt, bound_of
+from pyro_tilt.infer.early_exit import Attempts, EarlyExit, attempt, bound_of
 from pyro_tilt.infer.exp_best_of_n import attempts_result, hit_certificate
 from pyro_tilt.infer.pooled import refuse_shared_minibatches
 from pyro_tilt.infer.proposal import Draws
-from pyro_tilt.infer.sampler import Run, Sampler, check_count
+from pyro_tilt.infer.sampler import Run
 from pyro_tilt.infer.soft_best_of_n import warn_of_lost
 from pyro_tilt.infer.weighted_samples import WeightedSamples
 
 __all__ = ["TruncatedRejection"]
 
 
-class TruncatedRejection(Sampler):
+class TruncatedRejection(EarlyExit):
     r"""Rejection from the program with at most ``n`` proposals a draw, then a fresh draw of it.
 
     A proposal is accepted with probability :math:`w e^{-B}`. With :math:`a = E[w] e^{-B}`
@@ -59,21 +59,8 @@ class TruncatedRejection(Sampler):
         (0.55, True)
     """
 
-    def __init__(
-        self,
-        program: Callable[..., Any],
-        *,
-        n: int = 64,
-        log_bound: float | None = None,
-        confidence: float = 0.95,
-        **options: Any,
-    ) -> None:
-        self.n = check_count("n", n)
-        if not 0.0 < confidence < 1.0:
-            raise ValueError(f"confidence must lie in (0, 1), got {confidence!r}")
-        self.log_bound = log_bound
-        self.confidence = confidence
-        super().__init__(program, **options)
+    def __init__(self, program: Callable[..., Any], *, n: int = 64, **options: Any) -> None:
+        super().__init__(program, n=n, **options)
 
     def _sample(self, run: Run) -> WeightedSamples:
         refuse_shared_minibatches(run)
