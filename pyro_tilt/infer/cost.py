@@ -105,6 +105,8 @@ class CountRows(Messenger):
     def __init__(self) -> None:
         super().__init__()
         self.rows: int | None = None
+        # How many counted modules are running, one inside the other.
+        self._depth = 0
 
     def add(self, rows: int) -> None:
         """
@@ -132,9 +134,10 @@ def counted(module: Module) -> Module:
     Makes a module count its rows: the leading dimension of the first tensor of every call.
 
     The same module comes back with a forward hook, so its class, attributes, parameters and
-    state dict stay as they are, and it moves and pickles as before. Doing it twice counts once;
-    a counted module inside a counted module counts beside it. Where no sampler (that is, no
-    :class:`CountRows`) listens, nothing happens.
+    state dict stay as they are, and it moves and pickles as before. Doing it twice counts once,
+    and so does a row that a counted module hands to a counted module inside it: the outermost
+    counts. A call that raises counts too. Where no sampler (that is, no :class:`CountRows`)
+    listens, nothing happens.
 
     :param module: any module whose call is worth counting, such as a denoiser.
     :raises TypeError: for something that is no module.
@@ -145,21 +148,30 @@ def counted(module: Module) -> Module:
     """
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"counted wraps a torch.nn.Module; got {type(module).__name__}")
-    if not any(hook is _count_rows for hook in module._forward_hooks.values()):
-        module.register_forward_hook(_count_rows, with_kwargs=True)
+    if not any(hook is _enter for hook in module._forward_pre_hooks.values()):
+        module.register_forward_pre_hook(_enter)
+        module.register_forward_hook(_leave, with_kwargs=True, always_call=True)
     return module
 
 
-def _count_rows(
+def _enter(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+    for counter in _counters():
+        counter._depth += 1
+
+
+def _leave(
     module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
 ) -> None:
-    counters = [frame for frame in _PYRO_STACK if isinstance(frame, CountRows)]
-    if not counters:
-        return
-    first = next(_tensors((*args, *kwargs.values())), None)
-    rows = 1 if first is None or first.dim() == 0 else first.shape[0]
-    for counter in counters:
-        counter.add(rows)
+    for counter in _counters():
+        # A counter that was entered while the module ran has not seen it start.
+        counter._depth = max(counter._depth - 1, 0)
+        if not counter._depth:
+            first = next(_tensors((*args, *kwargs.values())), None)
+            counter.add(1 if first is None or first.dim() == 0 else first.shape[0])
+
+
+def _counters() -> Iterator[CountRows]:
+    return (frame for frame in _PYRO_STACK if isinstance(frame, CountRows))
 
 
 def _tensors(values: Any) -> Iterator[torch.Tensor]:

@@ -103,6 +103,43 @@ def test_counting_twice_counts_once():
     assert count.rows == 5
 
 
+class Guided(torch.nn.Module):
+    """Two rows of the network for each of its own, as with and without a condition."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        with_it, without = self.net(torch.cat([x, x])).chunk(2)
+        return 2.0 * with_it - without
+
+
+def test_a_counted_module_inside_a_counted_module_counts_once():
+    net = counted(Net())
+    guided = counted(Guided(net))
+    with CountRows() as outer:
+        guided(torch.zeros(5, 2))
+        with CountRows() as inner:
+            guided(torch.zeros(3, 2))
+        net(torch.zeros(7, 2))
+    assert (outer.rows, inner.rows) == (15, 3)
+    with CountRows() as count:
+        Guided(net)(torch.zeros(5, 2))
+    assert count.rows == 10
+
+
+def test_a_call_that_raises_leaves_the_count_in_order():
+    net = counted(Net())
+    guided = counted(Guided(net))
+    with CountRows() as count:
+        with pytest.raises(RuntimeError):
+            guided(torch.zeros(4, 9))
+        net(torch.zeros(2, 2))
+        guided(torch.zeros(3, 2))
+    assert count.rows == 4 + 2 + 3
+
+
 def test_the_module_stays_what_it_was():
     plain = Net()
     net = counted(plain)
