@@ -18,7 +18,7 @@ def qed(string: str) -> float:
     Quantitative estimate of drug-likeness, 0 for a string that is no molecule.
 
     Bickerton, Paolini, Besnard, Muresan and Hopkins (2012), Nature Chemistry 4, 90-98, as rdkit
-    computes it. Between 0 and 1.
+    computes it. Between 0 and 1; 0 also for the rare molecule that rdkit reads and cannot rate.
 
     :param string: a SMILES string.
     :raises ImportError: where rdkit is not installed, naming the extra.
@@ -28,7 +28,11 @@ def qed(string: str) -> float:
         molecule = chem.MolFromSmiles(string) if string else None
         if molecule is None:
             return 0.0
-        return float(require("rdkit.Chem.QED", extra="language").qed(molecule))
+        try:
+            return float(require("rdkit.Chem.QED", extra="language").qed(molecule))
+        except chem.MolSanitizeException:
+            # A few strings are read and have no aromatic form once their hydrogens are removed.
+            return 0.0
 
 
 def is_valid(string: str) -> bool:
