@@ -1,5 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linear tilts of a diffusion: their bias against the steps, wrong guidances, and their cost."""
+"""Linear tilts of a diffusion: their bias against the steps, wrong guidances, and their cost.
+
+The mixture is a hard case in four ways at once. Its rarest component becomes nearly half of the
+tilt and its commonest all but vanishes; and its narrow component lies near a wider one in the
+direction of the slope, so that what a guidance does early decides between them: adding the slope
+without the shift misses the mean by about .42, the gradient through the denoiser by about .21.
+How far a wrong guidance goes wrong depends on the mixture (on wider components the first misses
+by several units); this one was sought out for carrying those weights and those errors.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +27,9 @@ TITLE = "Linear tilts of a diffusion, 2-D mixture of three components"
 DRAWS, SEED = 40_000, 0
 STEPS = (25, 50, 100, 200, 400, 800)
 F64 = torch.float64
-# A mixture whose rarest component becomes nearly half of the tilt, at |theta| = 1.25.
 WEIGHTS = torch.tensor([0.5, 0.3, 0.2], dtype=F64)
-LOCS = torch.tensor([[-2.0, 0.0], [1.5, 1.5], [1.0, -2.0]], dtype=F64)
-SCALES = torch.tensor([0.6, 0.4, 0.5], dtype=F64)
+HEIGHTS = torch.tensor([-1.0, 0.5, 2.15], dtype=F64)
+SCALES = torch.tensor([[0.2, 0.2], [0.2, 0.2], [0.05, 0.2]], dtype=F64)
 # The slope and the scales that carry the weights .5, .3, .2 to .0181, .5088, .4731.
 WANTED = torch.tensor([0.0181, 0.5088, 0.4731], dtype=F64)
 SIZE = 1.25
@@ -30,12 +37,12 @@ HIGH_DIM, HIGH_STEPS, HIGH_DRAWS = 1000, 50, 512
 
 
 def mixture() -> dist.MixtureSameFamily:
-    """Isotropic components whose means make the stated weights those of the tilt by (1.25, 0)."""
+    """Components whose means make the stated weights those of the tilt by (1.25, 0)."""
     gains = (WANTED / WEIGHTS).log()
-    first = (gains - gains[0]) / SIZE - 0.5 * SIZE * (SCALES.square() - SCALES[0].square())
-    locs = LOCS.clone()
-    locs[:, 0] = LOCS[0, 0] + first
-    parts = dist.Normal(locs, SCALES.unsqueeze(-1).expand(3, 2)).to_event(1)
+    variances = SCALES[:, 0].square()
+    first = (gains - gains[0]) / SIZE - 0.5 * SIZE * (variances - variances[0])
+    locs = torch.stack([first - 1.6, HEIGHTS], -1)
+    parts = dist.Normal(locs, SCALES).to_event(1)
     return dist.MixtureSameFamily(dist.Categorical(WEIGHTS), parts)
 
 
@@ -114,20 +121,20 @@ def wrong_rows(law: dist.MixtureSameFamily, exact: dist.MixtureSameFamily) -> li
     """The wrong guidances on the same mixture."""
     base = diffusion.MixtureDiffusion(law, diffusion.VP.linear(400))
     names = {
-        "unshifted": "theta / a added to the score without the shift",
-        "gradient": "gradient of the reward through the denoiser",
+        "unshifted": ("theta / a added to the score without the shift", 0.42),
+        "gradient": ("gradient of the reward through the denoiser", 0.21),
     }
     rows = []
-    for kind, words in names.items():
+    for kind, (words, expected) in names.items():
         draws = guided(base, kind)
         error = float((draws.mean(0) - exact.mean).norm())
         found = _show(shares(draws, exact))
         rows.append(
             Row(
                 f"wrong: {words}",
-                f"error in mean {error:.2f}, weights {found}",
-                "> 0.1",
-                error > 0.1,
+                f"error in mean {error:.3f}, weights {found}",
+                f"about {expected}, to a tenth of it",
+                abs(error - expected) <= 0.1 * expected,
             )
         )
     return rows
