@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Language models as programs: speed of writing, and constrained writing beside peers.
+"""Language models as programs: speed of writing, and constrained writing.
 
 Generation runs on the shipped GPT-2 (transformers) with its cache, 64 sequences of 64 tokens at
 a time, without a stop token, so that both sides run the same rows. The constrained task is text
@@ -9,7 +9,6 @@ character is looked for by enumeration of short sequences.
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 
 import torch
@@ -74,7 +73,7 @@ def speed(net: torch.nn.Module) -> list[Row]:
 
 
 def constrained(net: torch.nn.Module) -> list[Row]:
-    """SMC on text without a character, beside the exact evidence and beside peers."""
+    """SMC on text without a character, beside the exact evidence."""
     lm = language_model(net, SHORT)
     forbidden = VOCABULARY.encode([FORBIDDEN])[0, 0]
     grid = torch.tensor(list(itertools.product(range(lm.vocabulary_size), repeat=SHORT)))
@@ -96,17 +95,4 @@ def constrained(net: torch.nn.Module) -> list[Row]:
     rmse = float(error.square().mean().sqrt())
     name = f"SMC, no {FORBIDDEN!r} in {SHORT} tokens, {PARTICLES} particles, {SEEDS} seeds"
     measured = f"log evidence {exact:.4f} exact, RMSE {rmse:.4f}; {seconds * 1e3:.0f} ms a run"
-    return [Row(name, measured, "RMSE at most 0.2", rmse <= 0.2), *peers()]
-
-
-def peers() -> list[Row]:
-    """One row per peer; the packages are looked for, never guessed at."""
-    rows = []
-    for name, module in (("genlm-control", "genlm.control"), ("llamppl", "llamppl")):
-        try:
-            found = importlib.util.find_spec(module) is not None
-        except ModuleNotFoundError:
-            found = False
-        said = "installed, comparison not written" if found else "not installed"
-        rows.append(Row(f"{name} on the same task", said, "-", not found))
-    return rows
+    return [Row(name, measured, "RMSE at most 0.2", rmse <= 0.2)]
