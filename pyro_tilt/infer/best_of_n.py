@@ -43,6 +43,9 @@ class BestOfN(Sampler):
     :param of: what the reward reads, as in :func:`~pyro_tilt.poutine.align`: a site or several; by
         default the return value.
     :param int n: draws to choose from.
+    :param int block: steps of a :func:`~pyro_tilt.scan` after which to choose by ``value``; the
+        sampler is then a :class:`~pyro_tilt.infer.BlockBestOfN`, whose options it takes. None
+        chooses among whole draws.
     :raises TypeError: for a beta.
     :raises ValueError: if the program has observations, factors or an alignment of its own, of
         which a choice by reward alone would take no notice, or a plate whose minibatch the draws
@@ -61,6 +64,14 @@ class BestOfN(Sampler):
         0.56
     """
 
+    def __new__(cls, *args: Any, block: int | None = None, **options: Any) -> Any:
+        if block is None:
+            return super().__new__(cls)
+        # Blocks build on what is defined here.
+        from pyro_tilt.infer.selection.block_best_of_n import BlockBestOfN
+
+        return BlockBestOfN(*args, block=block, **{"n": 16, **options})
+
     def __init__(
         self,
         program: Callable[..., Any],
@@ -68,8 +79,10 @@ class BestOfN(Sampler):
         reward: Any,
         of: Of = None,
         n: int = 16,
+        block: None = None,
         **options: Any,
     ) -> None:
+        refuse_value(type(self).__name__, options)
         self.n = check_count("n", n)
         program = align_for_choice(type(self).__name__, program, reward, of, options)
         super().__init__(program, **options)
@@ -165,6 +178,16 @@ def refuse_beta(name: str, options: dict[str, Any]) -> None:
     if "beta" in options:
         raise TypeError(
             f"{name} has no beta: only the order of the rewards counts; n sets how far it goes"
+        )
+
+
+def refuse_value(name: str, options: dict[str, Any]) -> None:
+    """Raises ``ValueError`` for options that only a choice by blocks has a use for."""
+    given = [option for option in ("value", "exact_values") if option in options]
+    if given:
+        raise ValueError(
+            f"{name} chooses among whole draws and has no use for "
+            f"{' and '.join(given)}; give block= as well to choose after blocks of steps"
         )
 
 

@@ -17,7 +17,15 @@ from pyro_tilt.infer.proposal import Draws, ProgramProposal
 from pyro_tilt.infer.sampler import Run, Sampler, check_count
 from pyro_tilt.infer.weighted_samples import BaseDraws
 
-__all__ = ["Attempts", "EarlyExit", "attempt", "bound_of", "exponential_noise", "miss_upper"]
+__all__ = [
+    "Attempts",
+    "EarlyExit",
+    "attempt",
+    "bound_of",
+    "check_confidence",
+    "exponential_noise",
+    "miss_upper",
+]
 
 # Rows proposed for slots that turn out to be filled, as a share of those that are needed.
 _WASTE = 0.25
@@ -46,10 +54,8 @@ class EarlyExit(Sampler):
         **options: Any,
     ) -> None:
         self.n = check_count("n", n)
-        if not 0.0 < confidence < 1.0:
-            raise ValueError(f"confidence must lie in (0, 1), got {confidence!r}")
+        self.confidence = check_confidence(confidence)
         self.log_bound = log_bound
-        self.confidence = confidence
         super().__init__(program, **options)
 
 
@@ -122,6 +128,13 @@ def bound_of(proposal: ProgramProposal, log_bound: float | None) -> float:
     if not math.isfinite(log_bound):
         raise ValueError(f"log_bound must be finite, got {log_bound}")
     return float(log_bound)
+
+
+def check_confidence(confidence: float) -> float:
+    """The confidence; ``ValueError`` unless it lies strictly between 0 and 1."""
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence must lie in (0, 1), got {confidence!r}")
+    return float(confidence)
 
 
 def miss_upper(misses: int, num: int, confidence: float) -> float:

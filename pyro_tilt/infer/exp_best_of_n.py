@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_tilt.infer.best_of_n import refuse_value
 from pyro_tilt.infer.certificate import Certificate
 from pyro_tilt.infer.cost import Cost
 from pyro_tilt.infer.early_exit import (
@@ -24,7 +25,7 @@ from pyro_tilt.infer.pooled import refuse_shared_minibatches
 from pyro_tilt.infer.sampler import Run, Sampler, check_count
 from pyro_tilt.infer.selection.engine import StepSelector
 from pyro_tilt.infer.selection.groups import Choose, Selected
-from pyro_tilt.infer.soft_best_of_n import refuse_value, warn_of_lost
+from pyro_tilt.infer.soft_best_of_n import warn_of_lost
 from pyro_tilt.infer.weighted_samples import WeightedSamples
 
 __all__ = ["ExpBestOfN"]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_tilt.infer.best_of_n import refuse_value
 from pyro_tilt.infer.certificate import Certificate
 from pyro_tilt.infer.early_exit import exponential_noise
 from pyro_tilt.infer.errors import SamplerWarning, ZeroWeights
@@ -202,16 +203,6 @@ class SoftBlockBestOfN(SoftBestOfM):
             made,
             budget="n" if made.budget else None,
             excludes=made.excludes.replace("however large m is", "however large n is"),
-        )
-
-
-def refuse_value(name: str, options: dict[str, Any]) -> None:
-    """Raises ``ValueError`` for options that only a choice by blocks has a use for."""
-    given = [option for option in ("value", "exact_values") if option in options]
-    if given:
-        raise ValueError(
-            f"{name} chooses among whole draws by their weights and has no use for "
-            f"{' and '.join(given)}; give block= as well to choose after blocks of steps"
         )
 
 

@@ -9,12 +9,27 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from pyro_tilt.infer.early_exit import Attempts, EarlyExit, attempt, bound_of
+from pyro_tilt.infer.best_of_n import refuse_value
+from pyro_tilt.infer.certificate import Certificate
+from pyro_tilt.infer.cost import Cost
+from pyro_tilt.infer.early_exit import (
+    Attempts,
+    EarlyExit,
+    attempt,
+    bound_of,
+    check_confidence,
+    exponential_noise,
+    miss_upper,
+)
 from pyro_tilt.infer.exp_best_of_n import attempts_result, hit_certificate
-from pyro_tilt.infer.pooled import refuse_shared_minibatches
-from pyro_tilt.infer.proposal import Draws
-from pyro_tilt.infer.sampler import Run
+from pyro_tilt.infer.pooled import check_bound, refuse_shared_minibatches
+from pyro_tilt.infer.proposal import Draws, ProgramProposal
+from pyro_tilt.infer.sampler import Run, check_count
+from pyro_tilt.infer.selection.engine import StepSelector
+from pyro_tilt.infer.selection.groups import Choose, Selected
+from pyro_tilt.infer.selection.messenger import Value
 from pyro_tilt.infer.soft_best_of_n import warn_of_lost
 from pyro_tilt.infer.weighted_samples import WeightedSamples
 
@@ -39,8 +54,12 @@ class TruncatedRejection(EarlyExit):
     :param int n: proposals before the fallback.
     :param float log_bound: B, in place of the one that the program knows.
     :param float confidence: of the certificate.
-    :raises ValueError: if no bound is known, if a proposal exceeds it, or if the draws of a block
-        would share the minibatch of a plate.
+    :param int block: steps of a :func:`~pyro_tilt.scan` after which to accept one of n copies by
+        ``value``, or a fresh one after n rejections; None does so once, with whole draws. By blocks
+        all n + 1 copies are drawn together and there is no evidence; with ``exact_values`` the
+        bound is that of the share of draws with any fallback, otherwise the draws are a *search*.
+    :raises ValueError: if no bound is known, if a proposal exceeds it, for values without blocks,
+        or if the draws of a block would share the minibatch of a plate.
     :raises ZeroWeights: if every draw has weight zero; the draws are attached to the error.
 
     Example::
@@ -59,19 +78,20 @@ class TruncatedRejection(EarlyExit):
         (0.55, True)
     """
 
-    def __init__(self, program: Callable[..., Any], *, n: int = 64, **options: Any) -> None:
+    def __new__(cls, *args: Any, block: int | None = None, **options: Any) -> Any:
+        if block is None:
+            return super().__new__(cls)
+        return TruncatedBlockRejection(*args, block=block, **options)
+
+    def __init__(
+        self, program: Callable[..., Any], *, n: int = 64, block: None = None, **options: Any
+    ) -> None:
+        refuse_value(type(self).__name__, options)
         super().__init__(program, n=n, **options)
 
     def _sample(self, run: Run) -> WeightedSamples:
         refuse_shared_minibatches(run)
-        bound = bound_of(run.proposal, self.log_bound)
-        if not math.isfinite(bound):
-            culprits = ", ".join(repr(name) for name in run.proposal.unbounded) or "the reward"
-            raise ValueError(
-                f"rejection needs a bound on the weight, and none is known for {culprits}. Wrap "
-                "the reward as rewards.Bounded(fn, low, high), pass log_bound=, or use ExpBestOfN "
-                "or SoftBestOfN, which need none"
-            )
+        bound = _finite_bound(run.proposal, self.log_bound)
         found = self._with_fresh(run, attempt(run, self.num_samples, self.n, self.block, bound))
         covers = f"independent draws; after {self.n} rejections a fresh draw of the program"
         certificate = hit_certificate(found, bound, self.confidence, covers)
@@ -94,3 +114,132 @@ class TruncatedRejection(EarlyExit):
             proposals=found.proposals + (~found.hit).long(),
             drawn=found.drawn + len(missed),
         )
+
+
+class TruncatedBlockRejection(StepSelector):
+    r"""
+    :class:`TruncatedRejection` after every block of steps.
+
+    Of ``n`` copies of a block the first is kept that is accepted with probability
+    :math:`f e^{V - B}`, with :math:`f` the factors of the block itself and :math:`V` the value of
+    the state after it, which the reward replaces at the end. After ``n`` rejections a copy that was
+    drawn for the purpose stands in. All ``n + 1`` copies are drawn together, so that a hit saves
+    nothing here; there is no evidence.
+
+    Certificate: with exact values a draw without a fallback follows the target at every block, so
+    that the distance to it is *bounded* by the upper confidence bound of the share of draws with
+    any fallback (a coupling, derived here). Other values leave a bias however large ``n`` is: a
+    *search*.
+
+    :param program: a program with one :func:`~pyro_tilt.scan`.
+    :param value: log soft value, a function of the carry and of the element of ``xs`` that made
+        it; None takes the twists that the program states.
+    :param n: copies of a block before the fallback.
+    :param block: steps in a block; the last one may be shorter.
+    :param exact_values: whether the values are the exact log soft values.
+    :param log_bound: B, above the weight of every block; by default the bound that the program
+        knows of its whole weight, which exact values of a reward alone do not exceed.
+    :param confidence: of the certificate.
+    :raises ValueError: if no bound is known or a block exceeds it.
+    """
+
+    def __init__(
+        self,
+        program: Callable[..., Any],
+        *,
+        value: Value | None = None,
+        n: int = 64,
+        block: int = 1,
+        exact_values: bool = False,
+        log_bound: float | None = None,
+        confidence: float = 0.95,
+        **options: Any,
+    ) -> None:
+        self.n = check_count("n", n)
+        self.confidence = check_confidence(confidence)
+        self.log_bound = log_bound
+        self.exact_values = bool(exact_values)
+        steps = check_count("block", block)
+        super().__init__(program, width=self.n + 1, steps=steps, value=value, **options)
+
+    def _choose(self, run: Run) -> Choose:
+        bound = _finite_bound(run.proposal, self.log_bound)
+        generator = torch.Generator().manual_seed(run.accept_seed)
+
+        def choose(log_weights: Tensor) -> Tensor:
+            check_bound(log_weights, bound)
+            tried = log_weights[:, : self.n]
+            noise = exponential_noise(tuple(tried.shape), generator)
+            hit = tried + noise.to(tried) > bound
+            return torch.where(hit.any(-1), hit.int().argmax(-1), self.n)
+
+        return choose
+
+    @property
+    def _target(self) -> str:
+        return "joint tilt"
+
+    def _result(self, run: Run, selected: Selected, cost: Cost, target: str) -> WeightedSamples:
+        zeros = torch.zeros_like(selected.log_evidence)
+        fallbacks = (selected.columns == self.n).sum(-1)
+        stats = {"hit": fallbacks == 0, "fallbacks": fallbacks, "lost": selected.lost}
+        if selected.reward is not None:
+            stats["reward"] = selected.reward
+        return WeightedSamples(
+            kind="iid",
+            samples=selected.values,
+            log_weights=zeros,
+            log_normalizer=zeros.new_tensor(math.nan),
+            log_normalizer_error=zeros.new_tensor(math.nan),
+            certificate=self._certificate(fallbacks > 0, target),
+            cost=cost,
+            stats=stats,
+            beta=run.proposal.beta if selected.reward is not None else None,
+            info={
+                "n": float(self.n),
+                "hit_rate": float((fallbacks == 0).double().mean()),
+                "log_bound": _finite_bound(run.proposal, self.log_bound),
+            },
+            sampler="TruncatedRejection",
+            program=self.program,
+            args=run.args,
+            kwargs=run.kwargs,
+        )
+
+    def _certificate(self, missed: Tensor, target: str) -> Certificate:
+        covers = (
+            f"independent draws; after {self.n} rejections of a block a fresh draw of it "
+            "(stats['fallbacks'])"
+        )
+        if not self.exact_values:
+            excludes = "the error of the values, whose bias stays however large n is"
+            return Certificate(target=target, law="search", covers=covers, excludes=excludes)
+        excludes = "whether the values are exact, which the user states"
+        upper = miss_upper(int(missed.sum()), len(missed), self.confidence)
+        if upper >= 1.0:
+            return Certificate(
+                target=target, law="consistent", budget="n", covers=covers, excludes=excludes
+            )
+        return Certificate(
+            target=target,
+            law="bounded",
+            total_variation=upper,
+            confidence=self.confidence,
+            covers=f"{covers}; the bound was checked on every block",
+            excludes=excludes,
+        )
+
+    def _warn(self, result: WeightedSamples) -> None:
+        warn_of_lost(result, f"fallbacks after {self.n} rejections")
+
+
+def _finite_bound(proposal: ProgramProposal, log_bound: float | None) -> float:
+    bound = bound_of(proposal, log_bound)
+    if math.isfinite(bound):
+        return bound
+    culprits = ", ".join(repr(name) for name in proposal.unbounded) or "the reward"
+    raise ValueError(
+        f"rejection needs a bound on the weight, and none is known for {culprits}. Wrap "
+        "the reward as rewards.Bounded(fn, low, high), pass log_bound=, or use ExpBestOfN "
+        "or SoftBestOfN, which need none"
+    )

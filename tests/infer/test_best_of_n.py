@@ -10,9 +10,11 @@ from scipy import stats
 from pyro_tilt import rewards
 from pyro_tilt.infer import SamplerWarning, ZeroWeights
 from pyro_tilt.infer.best_of_n import BestOfN
+from pyro_tilt.infer.selection import BlockBestOfN
 from pyro_tilt.poutine import align
 from pyro_tilt.testing.gates import P_VALUE
 from pyro_tilt.testing.sampler_case import SamplerTestCase
+from pyro_tilt.testing.tabular_diffusion import tabular_masked_diffusion
 
 BASE = torch.tensor([0.05, 0.3, 0.1, 0.25, 0.08, 0.22], dtype=torch.float64)
 # Two classes of two and three values, and one excluded value.
@@ -209,6 +211,17 @@ def test_observations_are_refused_by_name():
 
     with pytest.raises(ValueError, match="'seen'"):
         BestOfN(observed, reward=lambda x: x).run()
+
+
+def test_blocks_are_those_of_block_best_of_n():
+    case = tabular_masked_diffusion()
+    options = {"reward": case.reward, "value": case.twist(), "block": 2, "num_samples": 50}
+    blocks = BestOfN(case.program, seed=1, **options)
+    assert isinstance(blocks, BlockBestOfN) and (blocks.n, blocks.steps) == (16, 2)
+    direct = BlockBestOfN(case.program, seed=1, n=16, **options)
+    assert torch.equal(blocks.run().samples["x_0"], direct.run().samples["x_0"])
+    with pytest.raises(ValueError, match="give block="):
+        BestOfN(case.program, reward=case.reward, value=case.twist())
 
 
 def test_bad_input():

@@ -184,6 +184,73 @@ def test_blocks(block):
     assert math.isnan(float(result.log_normalizer))
 
 
+@pytest.mark.filterwarnings("ignore::pyro_tilt.infer.SamplerWarning")
+@pytest.mark.parametrize(
+    ("block", "n", "log_bound"), [(1, 2, None), (1, 1, 3.5), (2, 3, None), (3, 2, None)]
+)
+def test_truncated_blocks(block, n, log_bound):
+    soft = LM.soft_values(TABLE, BETA)
+    bound = BETA * HIGH if log_bound is None else log_bound
+    result = TruncatedRejection(
+        align(LM.program(), BOUNDED, BETA),
+        value=LM.value_function(soft),
+        n=n,
+        block=block,
+        exact_values=True,
+        log_bound=log_bound,
+        num_samples=DRAWS,
+        seed=block,
+        progress=False,
+    ).run()
+    rows, base = LM.index(result.samples["tokens"]), LM.law().reshape(4, 4, 4)
+
+    def law(**options):
+        choose = partial(laws.truncated_rejection, beta=1.0, log_bound=bound, **options)
+        return laws.blockwise(base, soft, block, choose).flatten()
+
+    assert p_value(rows, law(n=n)) > LEAST
+    assert p_value(rows, law(n=n + 1)) < 1e-6
+    assert p_value(rows, law(n=n, fallback="last")) < 1e-6
+    certificate, distance = result.certificate, law(n=n) - laws.tilt(LM.law(), TABLE, BETA)
+    assert certificate.law == "bounded"
+    assert float(0.5 * distance.abs().sum()) < certificate.total_variation
+    fallbacks = result.stats["fallbacks"]
+    assert int(fallbacks.max()) == math.ceil(3 / block) and result.cost.base_draws == DRAWS * (
+        n + 1
+    )
+    assert torch.equal(result.stats["hit"], fallbacks == 0)
+    assert torch.equal(result.stats["lost"], rows == 5)
+    assert math.isnan(float(result.log_normalizer))
+    # Of several blocks a hit tells of the chance that the rest hits as well.
+    if block == 3:
+        assert p_value(rows[result.stats["hit"]], laws.tilt(LM.law(), TABLE, BETA)) > LEAST
+
+
+def test_truncated_blocks_with_many_copies_are_the_tilt():
+    soft = LM.soft_values(TABLE, BETA)
+    options = {"value": LM.value_function(soft), "block": 1, "num_samples": 4000, "seed": 3}
+    aligned = align(LM.program(), BOUNDED, BETA)
+    many = TruncatedRejection(aligned, n=100, exact_values=True, **options).run()
+    assert p_value(LM.index(many.samples["tokens"]), laws.tilt(LM.law(), TABLE, BETA)) > LEAST
+    assert many.certificate.total_variation < 0.1
+    plugged = TruncatedRejection(aligned, **{**options, "num_samples": 5}).run()
+    assert plugged.certificate.law == "search"
+
+
+def test_truncated_blocks_need_a_bound_that_holds():
+    soft = LM.soft_values(TABLE, BETA)
+    options = {"value": LM.value_function(soft), "block": 1, "num_samples": 500, "seed": 0}
+    with pytest.raises(ValueError, match="needs a bound"):
+        TruncatedRejection(align(LM.program(), reward, BETA), **options).run()
+    with pytest.raises(ValueError, match="above the bound"):
+        TruncatedRejection(align(LM.program(), BOUNDED, BETA), log_bound=0.0, **options).run()
+    with pytest.raises(ValueError, match="give block="):
+        TruncatedRejection(align(LM.program(), BOUNDED, BETA), value=LM.value_function(soft))
+    for name, wrong in (("n", 0), ("block", 0), ("confidence", 1.0)):
+        with pytest.raises(ValueError, match=f"{name} must"):
+            TruncatedRejection(align(LM.program(), BOUNDED, BETA), **{**options, name: wrong})
+
+
 def test_draws_of_weight_zero_are_told():
     nothing = rewards.Bounded(
         lambda y: torch.full(y.shape[:-1], -math.inf), low=-math.inf, high=0.0

@@ -160,6 +160,8 @@ def _joined(parts: Sequence[Selected]) -> Selected:
         values={name: torch.cat([part.values[name] for part in parts]) for name in parts[0].values},
         reward=torch.cat(rewards) if rewards else None,
         log_evidence=torch.cat([part.log_evidence for part in parts]),
+        columns=torch.cat([part.columns for part in parts]),
+        lost=torch.cat([part.lost for part in parts]),
     )
 
 

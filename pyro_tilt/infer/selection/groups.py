@@ -28,11 +28,15 @@ class Selected:
     :ivar reward: the reward, or the log tilt where several betas occur; None without any.
     :ivar log_evidence: the sum over pieces of the log mean weight over the value that entered,
         (N,); -inf once all rows of a piece had weight zero.
+    :ivar columns: which row of its group was kept at each choice so far, (N, choices).
+    :ivar lost: whether a row of weight zero was kept at one of them, (N,).
     """
 
     values: dict[str, Tensor]
     reward: Tensor | None
     log_evidence: Tensor
+    columns: Tensor
+    lost: Tensor
 
     def __len__(self) -> int:
         return len(self.log_evidence)
@@ -59,6 +63,8 @@ class Groups:
         self._entered: Tensor | None = None
         self._evidence: Tensor | None = None
         self._rewards: dict[Any, Tensor] = {}
+        self._columns: list[Tensor] = []
+        self._lost = torch.zeros(count, dtype=torch.bool)
 
     def __len__(self) -> int:
         return self.count
@@ -94,6 +100,9 @@ class Groups:
             raise ValueError(f"{where}: the log weights hold NaN or +inf")
         groups = weights.reshape(self.count, self.width)
         column = self.choose(groups)
+        self._columns.append(column)
+        kept_weight = groups.gather(-1, column.unsqueeze(-1)).squeeze(-1)
+        self._lost = self._lost.to(column.device) | (kept_weight == -math.inf)
         self.keep = torch.arange(self.count, device=column.device) * self.width + column
         mean = log_mean_exp(groups)
         if self._entered is not None:
@@ -103,7 +112,8 @@ class Groups:
         self._entered = None if value is None else value.masked_fill(value == -math.inf, 0.0)
         kept = {name: _rows(each, self.keep) for name, each in {**self.outer, **values}.items()}
         self._rewards = {beta: _rows(each, self.keep) for beta, each in self._rewards.items()}
-        selected = Selected(kept, self._reward(), self._evidence)
+        columns = torch.stack(self._columns, -1)
+        selected = Selected(kept, self._reward(), self._evidence, columns, self._lost)
         self._spread()
         return selected
 
