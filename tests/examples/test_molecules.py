@@ -23,7 +23,7 @@ pytest.importorskip("rdkit", reason="needs pyro-tilt[language]")
 ASPIRIN = "CC(=O)Oc1ccccc1C(=O)O"
 SHIPPED = [name for name in model.MAKERS if (model.WEIGHTS / f"{name}.safetensors").exists()]
 PARAMETERS = {"gru": 656_814, "draft": 43_374, "gpt2": 609_408}
-NATS = {"gru": (0.69, 0.71), "draft": (0.78, 0.80), "gpt2": (0.70, 0.95)}
+NATS = {"gru": (0.68, 0.70), "draft": (0.78, 0.80), "gpt2": (0.70, 0.95)}
 
 
 @pytest.fixture(scope="module")
