@@ -7,6 +7,7 @@ from pyro_tilt.infer.best_of_n import BestOfN
 from pyro_tilt.infer.budget import beta_for_kl
 from pyro_tilt.infer.certificate import Certificate, weakest
 from pyro_tilt.infer.cost import Cost, CountRows, counted
+from pyro_tilt.infer.each import RunsFailed, run_each
 from pyro_tilt.infer.errors import AcceptanceTooLow, SamplerWarning, SamplingError, ZeroWeights
 from pyro_tilt.infer.exp_best_of_n import ExpBestOfN
 from pyro_tilt.infer.importance_sampler import ImportanceSampler
@@ -63,6 +64,7 @@ __all__ = [
     "Rejection",
     "RewardGuided",
     "RewardShifted",
+    "RunsFailed",
     "Sampler",
     "SamplerWarning",
     "SamplingError",
@@ -82,6 +84,7 @@ __all__ = [
     "load",
     "merge",
     "register_proximal",
+    "run_each",
     "save",
     "weakest",
 ]

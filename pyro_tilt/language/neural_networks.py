@@ -31,9 +31,17 @@ class RecurrentModel(Protocol):
 
 
 class Network(Protocol):
-    """What a :class:`~pyro_tilt.language.NeuralLM` asks of its network."""
+    """
+    What a :class:`~pyro_tilt.language.NeuralLM` asks of its network.
 
+    :ivar model: the module.
+    :ivar context: the most tokens that it reads; None for any number.
+    :ivar key: networks of one key give the same tokens and state the same results.
+    """
+
+    model: Any
     context: int | None
+    key: tuple[Any, ...]
 
     def score(self, tokens: Tensor) -> Tensor:
         """Logits after every token, ``(batch, t)`` to ``(batch, t, V)``."""
@@ -64,6 +72,7 @@ class RecurrentNetwork:
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        self.key: tuple[Any, ...] = (type(self), model)
 
     def score(self, tokens: Tensor) -> Tensor:
         return self.model(tokens, self.model.initial_state(len(tokens)))[0]
@@ -94,6 +103,7 @@ class CausalNetwork:
     def __init__(self, model: Any, *, use_cache: bool = True) -> None:
         self.model = model
         self.use_cache = use_cache
+        self.key: tuple[Any, ...] = (type(self), model, use_cache)
         config = model.config.get_text_config(decoder=True)
         found = getattr(config, "max_position_embeddings", None)
         self.context: int | None = found if found is None or found > 0 else None

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_tilt.language.neural_choice import TokenChoice
 from pyro_tilt.language.neural_networks import Network
 from pyro_tilt.ops.reindex import reindex
+from pyro_tilt.ops.shared_calls import shared_call
 
 __all__ = ["Reader"]
 
@@ -52,7 +53,7 @@ class Reader:
                 "the network has nothing to read before the first token; give a prompt to the "
                 "program, or begin_token to the model"
             )
-        logits, state = self.network.read(tokens, None)
+        logits, state = self._network("read", tokens, None)
         return self._law(logits, prompts), state
 
     def advance(self, tokens: Tensor, state: Any, *, consume: bool = False) -> tuple[Tensor, Any]:
@@ -100,10 +101,11 @@ class Reader:
         :param vocabulary_size: number of tokens.
         """
         size = max(1, MAX_LOGITS // max(1, sequences.shape[-1] * vocabulary_size))
-        return torch.cat([self._score(part, prompt_length) for part in sequences.split(size)])
+        parts = sequences.split(size)
+        return torch.cat([self._score(part, prompt_length, size) for part in parts])
 
-    def _score(self, rows: Tensor, first: int) -> Tensor:
-        logits = self.network.score(self._with_begin(rows)[:, :-1])
+    def _score(self, rows: Tensor, first: int, most: int) -> Tensor:
+        logits = self._network("score", self._with_begin(rows)[:, :-1], most=most)
         follow = rows[:, first:]
         law = self.choice.log_probs(logits[:, logits.shape[1] - follow.shape[1] :])
         each = law.gather(-1, follow.unsqueeze(-1)).squeeze(-1)
@@ -115,7 +117,13 @@ class Reader:
 
     def _read(self, rows: Tensor, state: Any, consume: bool) -> tuple[Tensor, Any]:
         fresh = self.network.unread(self._with_begin(rows))
-        return self.network.read(fresh, state, consume=consume)
+        return self._network("read", fresh, state, consume=consume)
+
+    def _network(self, name: str, *args: Any, **options: Any) -> Any:
+        """A call of the network, which runs that go side by side make together."""
+        network = self.network
+        key = (*network.key, name)
+        return shared_call(getattr(network, name), *args, key=key, module=network.model, **options)
 
     def _read_some(self, rows: Tensor, state: Any, live: Tensor) -> tuple[Tensor, Any]:
         # Where all have ended one row is read for the sake of the state's shape.

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -40,7 +39,7 @@ class WholeSource:
     :param aligned: the target with the reward.
     :param target: its program, which ``aligned`` runs.
     :param draft: the draft.
-    :param make: makes the proposal of a program and a guide.
+    :param make: makes the proposal of a program and a guide, which may be None.
     """
 
     def __init__(
@@ -54,26 +53,27 @@ class WholeSource:
         self.make = make
         self.reward_calls = 0
         self._support = SupportCheck()
+        self._proposals: dict[tuple[bool, bool], ProgramProposal] = {}
 
-    @cached_property
+    @property
     def scored_drafts(self) -> ProgramProposal:
         """The target's program over draws of the draft."""
-        return self.make(self._aligned(self.target_program), guide=self.draft_program)
+        return self._proposal(self.target_program, self.draft_program)
 
-    @cached_property
+    @property
     def drafts(self) -> ProgramProposal:
         """The draft alone."""
-        return self.make(self._aligned(self.draft_program))
+        return self._proposal(self.draft_program, None)
 
-    @cached_property
+    @property
     def targets(self) -> ProgramProposal:
         """The target alone."""
-        return self.make(self._aligned(self.target_program))
+        return self._proposal(self.target_program, None)
 
-    @cached_property
+    @property
     def scored_targets(self) -> ProgramProposal:
         """The draft's program over draws of the target."""
-        return self.make(self._aligned(self.draft_program), guide=self.target_program)
+        return self._proposal(self.draft_program, self.target_program)
 
     def prepare(self, *, scored_drafts: bool, scored_targets: bool) -> None:
         """
@@ -102,6 +102,13 @@ class WholeSource:
         if not scored:
             return _candidates(self.targets.draw(rows), 0)
         return _candidates(self.scored_targets.draw(rows), -1)
+
+    def _proposal(self, program: MeteredProgram, guide: MeteredProgram | None) -> ProgramProposal:
+        # No cached property: its lock would be held while the program waits for its network.
+        key = (program is self.draft_program, guide is None)
+        if key not in self._proposals:
+            self._proposals[key] = self.make(self._aligned(program), guide=guide)
+        return self._proposals[key]
 
     def _aligned(self, program: MeteredProgram) -> AlignedProgram:
         made = self.aligned
