@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from pyro_tilt.infer.aisp.decoding import PerturbedDecoding
 from pyro_tilt.infer.aisp.gaussian import PrelogitGaussian
+from pyro_tilt.infer.aisp.slopes import LogitSlopes
 from pyro_tilt.infer.best_of_n import refuse_factors, warn_of_excluded
 from pyro_tilt.infer.certificate import Certificate
 from pyro_tilt.infer.pooled import refuse_shared_minibatches
 from pyro_tilt.infer.proposal import Draws, ProgramProposal
 from pyro_tilt.infer.sampler import Run, Sampler, check_count
-from pyro_tilt.infer.seeding import preserved_rng
+from pyro_tilt.infer.seeding import preserved_rng, seeded
 from pyro_tilt.infer.weighted_samples import WeightedSamples
 from pyro_tilt.ops.importance import effective_sample_size
 from pyro_tilt.poutine import align
@@ -52,6 +53,21 @@ class AISP(Sampler):
     weights are softmax of :math:`r/\lambda`, and one drawn by them would be soft best-of-n on
     :math:`\pi_0`.
 
+    How far noise goes is a matter of the logits that it reaches. With J the slope of the logits in
+    the hidden state and p the law of the next token, it moves that law by
+
+    .. math:: \tfrac12\, \sigma^2 \operatorname{tr}\bigl(J^\top
+        (\operatorname{diag} p - p p^\top) J\bigr)
+
+    nats on average, to second order (derived here). By default sigma is such that the sum over the
+    first ``tau`` tokens is ``noise`` nats at U = 0, measured on ``n`` plain draws before the
+    search; states that are c times as large, and a module that undoes it, make sigma c times as
+    large and change nothing else. Larger noise looks further, but most of what an iteration
+    keeps is noise: with ``alpha`` near 1 the mean U walks, and after k iterations tokens are decoded under about
+    :math:`1 + k / \mathrm{ESS}` times the variance of the first. Where ``steps["reward"]`` falls
+    with the iterations, sigma is too large. The same walk keeps ``kl_bound`` at or above about
+    :math:`\tau d / (2\,\mathrm{ESS})` for states of width d, whatever sigma is.
+
     Certificate: *search*. The best-seen of a search follows no law that is known; the final draws
     follow that of a perturbed model whose divergence from :math:`\pi_0` is at most
     :math:`\|U\|^2 / (2\sigma^2)` (``stats["kl_bound"]``). There is no evidence (``log_normalizer``
@@ -69,7 +85,8 @@ class AISP(Sampler):
     :param int tau: tokens that are perturbed; None for all.
     :param int n: perturbations per iteration.
     :param int iterations: updates of U.
-    :param float sigma: standard deviation of a perturbation.
+    :param float sigma: standard deviation of a perturbation; None measures one (``info["sigma"]``).
+    :param float noise: with ``sigma=None``, the nats that noise may move a sequence by (default 1).
     :param float lam: :math:`\lambda`; or ``beta``, its inverse. Default 0.3.
     :param float alpha: at most 1.
     :param str decode: ``"greedy"`` or ``"sample"``.
@@ -109,7 +126,8 @@ class AISP(Sampler):
         tau: int | None = None,
         n: int = 32,
         iterations: int = 32,
-        sigma: float = math.sqrt(0.5),
+        sigma: float | None = None,
+        noise: float | None = None,
         lam: float | None = None,
         beta: float | None = None,
         alpha: float = 0.999,
@@ -136,7 +154,15 @@ class AISP(Sampler):
             if given not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}; got {given!r}")
         assert lam is not None
-        self.start = PrelogitGaussian(torch.zeros(1, 1), float(sigma), float(lam), float(alpha))
+        if sigma is not None and noise is not None:
+            raise ValueError("noise= is what sigma=None measures sigma by; give one of them")
+        self.noise = 1.0 if noise is None else float(noise)
+        if not 0.0 < self.noise < math.inf:
+            raise ValueError(f"noise must be positive and finite, got {noise!r}")
+        self.sigma = None if sigma is None else float(sigma)
+        # Checks the numbers; a sigma that is to be measured stands as 1 until then.
+        known = 1.0 if self.sigma is None else self.sigma
+        self.start = PrelogitGaussian(torch.zeros(1, 1), known, float(lam), float(alpha))
         self.n = check_count("n", n)
         super().__init__(align(program, reward, 1.0, of=of), num_samples=num_samples, **options)
         if not self.vectorized:
@@ -152,6 +178,8 @@ class AISP(Sampler):
     def _sample(self, run: Run) -> WeightedSamples:
         refuse_factors("AISP", run.proposal)
         refuse_shared_minibatches(run)
+        if self.sigma is None:
+            self.start = replace(self.start, sigma=self._measured(run))
         parts, filled = [], 0
         most = max(1, self.max_batch // max(self.n, self.num_final))
         with run.bar(self.num_samples * max(1, self.iterations)) as bar:
@@ -181,11 +209,29 @@ class AISP(Sampler):
             bar.update(count)
         return found
 
+    def _measured(self, run: Run) -> float:
+        """The sigma whose noise moves a sequence by ``noise`` nats on average."""
+        tau = self._tau(run.proposal)
+        slopes = LogitSlopes(self.module, tau, self.n, stop_tokens=self.stop_tokens)
+        with seeded(run.calibration_seed), torch.no_grad(), slopes:
+            run.proposal.draw(self.n)
+        if not slopes.total > 0.0:
+            raise ValueError(
+                f"the {tau} tokens that noise reaches have laws that it does not move; give sigma="
+            )
+        return math.sqrt(2.0 * self.noise * self.n / slopes.total)
+
+    def _tau(self, proposal: ProgramProposal) -> int:
+        """How many tokens are perturbed."""
+        whole = len(proposal.latents)
+        return whole if self.tau is None else min(self.tau, whole)
+
     def _gaussian(self, proposal: ProgramProposal, count: int) -> PrelogitGaussian:
         like = self._like
         assert like is not None
-        tau = len(proposal.latents) if self.tau is None else min(self.tau, len(proposal.latents))
-        mean = torch.zeros((count, tau, like.shape[-1]), dtype=like.dtype, device=like.device)
+        mean = torch.zeros(
+            (count, self._tau(proposal), like.shape[-1]), dtype=like.dtype, device=like.device
+        )
         return PrelogitGaussian(mean, self.start.sigma, self.start.lam, self.start.alpha)
 
     def _decoded(
@@ -222,6 +268,7 @@ class AISP(Sampler):
         bounds = torch.cat([part.kl_bound for part in parts])
         zeros = torch.zeros_like(draws.log_weights)
         rows = self.num_samples * (self.iterations * self.n + self.num_final)
+        rows += self.n if self.sigma is None else 0
         stats = {"reward": draws.reward, "kl_bound": bounds.repeat_interleave(repeats)}
         if not best:
             stats["search"] = torch.cat([p.search for p in parts]).repeat_interleave(repeats)
@@ -252,6 +299,7 @@ class AISP(Sampler):
             info={
                 "n": float(self.n),
                 "lam": self.start.lam,
+                "sigma": self.start.sigma,
                 "effective_lam": self.start.effective_lam,
                 "kl_bound": float(bounds.mean()),
             },

@@ -207,6 +207,91 @@ def test_a_network_with_stop_tokens_and_a_shared_first_token():
     assert torch.equal(draws.samples["tokens"], tokens[:, 1:])
 
 
+class Scaled(Markov):
+    """The network with states ``scale`` times as large and a head that undoes it."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.embedding.weight.data *= scale
+        self.head.weight.data /= scale
+
+
+def expected_steepness(tau=T):
+    """The trace of the Fisher information of each token in its state, over the law of texts."""
+    weight = NET.head.weight.detach()
+    law, last, total = torch.ones(1, dtype=torch.float64), torch.tensor([V]), 0.0
+    for _ in range(tau):
+        p = NET.logits(last).detach().softmax(-1)
+        mean = p @ weight
+        trace = (p * weight.square().sum(-1)).sum(-1) - mean.square().sum(-1)
+        total += float(law @ trace)
+        law = (law[:, None] * p).flatten()
+        last = torch.arange(V).repeat(len(p))
+    return total
+
+
+@pytest.mark.parametrize("tau", [1, 2, 3])
+def test_sigma_is_what_moves_the_model_by_as_many_nats(tau):
+    options = {"sigma": None, "noise": 0.3, "tau": tau, "n": 4000, "num_samples": 1}
+    sampler = search(iterations=0, num_final=1, **options)
+    result = sampler.run()
+    # The mean square of one normal per state, over 4000 states per token.
+    exact = math.sqrt(2 * 0.3 / expected_steepness(tau))
+    assert result.info["sigma"] == pytest.approx(exact, rel=0.06)
+    assert result.cost.base_draws == 4001
+
+
+def test_sigma_does_what_it_says():
+    """The divergence of sampled decoding under noise, by enumeration of the first token."""
+    sigma = search(sigma=None, noise=0.02, tau=1, n=4000, num_samples=1).run().info["sigma"]
+    noise = sigma * torch.randn(20_000, D, generator=torch.Generator().manual_seed(1)).double()
+    plain = NET.logits(torch.tensor(V)).detach().log_softmax(-1)
+    moved = NET.head(NET.embedding(torch.tensor(V)) + noise).detach().log_softmax(-1)
+    nats = (moved.exp() * (moved - plain)).sum(-1).mean()
+    assert float(nats) == pytest.approx(0.02, rel=0.1)
+
+
+def test_sigma_follows_the_scale_of_the_states_and_nothing_else_does():
+    plain, large = (
+        search(net=net, sigma=None, decode="greedy", seed=4) for net in (Markov(), Scaled(50.0))
+    )
+    first, second = plain.run(), large.run()
+    assert second.info["sigma"] == pytest.approx(50.0 * first.info["sigma"], rel=1e-6)
+    assert torch.equal(first.samples["tokens"], second.samples["tokens"])
+    assert first.info["kl_bound"] == pytest.approx(second.info["kl_bound"], rel=1e-6)
+    again = plain.run()
+    assert again.info["sigma"] == first.info["sigma"]
+    assert search().run().info["sigma"] == 0.7
+
+
+def test_tokens_after_a_stop_do_not_count_towards_sigma():
+    net = Markov(seed=3)
+    options = {"sigma": None, "n": 4000, "num_samples": 1, "iterations": 0, "num_final": 1}
+    lm = NeuralLM(net, max_tokens=T, begin_token=0, stop_token=1)
+    found = AISP(
+        lm.program(), module=net.head, reward=reward, seed=0, progress=False, **options
+    ).run()
+    weight, total, law = net.head.weight.detach(), 0.0, {(0,): 1.0}
+    for _ in range(T):
+        following = {}
+        for text, mass in law.items():
+            p = net.logits(torch.tensor(text[-1])).detach().softmax(-1)
+            trace = p @ weight.square().sum(-1) - (p @ weight).square().sum()
+            total += mass * float(trace)
+            for token in range(V):
+                if token != 1:
+                    following[(*text, token)] = mass * float(p[token])
+        law = following
+    assert found.info["sigma"] == pytest.approx(math.sqrt(2.0 / total), rel=0.06)
+
+
+def test_a_module_that_ignores_its_input_has_no_sigma():
+    net = Markov()
+    net.head.weight.data.zero_()
+    with pytest.raises(ValueError, match="give sigma="):
+        search(net=net, sigma=None).run()
+
+
 def test_certificate_seeds_and_rows():
     counted(NET.head)
     result = search().run()
@@ -233,6 +318,8 @@ def test_certificate_seeds_and_rows():
         ({"iterations": -1}, ValueError, "iterations"),
         ({"tau": -1}, ValueError, "tau"),
         ({"sigma": 0.0}, ValueError, "sigma"),
+        ({"noise": 1.0}, ValueError, "give one of them"),
+        ({"sigma": None, "noise": 0.0}, ValueError, "noise must be"),
         ({"lam": -1.0}, ValueError, "lam"),
         ({"alpha": 2.0}, ValueError, "alpha"),
         ({"beta": 1.0}, ValueError, "give one of them"),
