@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the molecule models write: ``python -m pyro_tilt.examples.molecules``."""
+"""
+What the molecule models write: ``python -m pyro_tilt.examples.molecules``.
+
+With ``--compare`` it aligns one of them in several ways at equal rows of the network.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_tilt.examples.molecules.compare import compare, save
 from pyro_tilt.examples.molecules.data import canonical, load_molecules
 from pyro_tilt.examples.molecules.model import MAKERS, WEIGHTS, load_facts, load_molecule_model
 from pyro_tilt.examples.molecules.reward import drug_likeness, qed_of_tokens
@@ -98,9 +103,25 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--beta", type=float, default=10.0, help="of the joint tilt")
     parser.add_argument("-n", type=int, default=16, help="of best-of-n")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
+    parser.add_argument(
+        "--out", type=Path, help="a JSON file for the figures; with --compare a folder"
+    )
+    parser.add_argument(
+        "--compare", action="store_true", help="compare ways of alignment at equal network rows"
+    )
+    parser.add_argument(
+        "--budget-rows", type=int, default=100_000, help="of each way, with --compare"
+    )
     given = parser.parse_args(arguments)
     try:
+        if given.compare:
+            compared = compare(
+                budget_rows=given.budget_rows, beta=given.beta, seed=given.seed, say=print
+            )
+            print(f"\n{compared.table()}")
+            if given.out is not None:
+                save(compared, given.out)
+            return
         found = report(given.models, draws=given.draws, beta=given.beta, n=given.n, seed=given.seed)
     except (ImportError, FileNotFoundError) as error:
         sys.exit(str(error))

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pyro_tilt.diagnostics import FrontierPoint
@@ -18,14 +20,15 @@ from pyro_tilt.examples.molecules.compare_methods import (
     train_value,
 )
 from pyro_tilt.examples.molecules.compare_outcome import Outcome, describe
+from pyro_tilt.examples.molecules.compare_page import page
 from pyro_tilt.examples.molecules.compare_table import markdown
 from pyro_tilt.examples.molecules.model import load_molecule_model
 from pyro_tilt.examples.molecules.reward import drug_likeness
-from pyro_tilt.infer import Sampler, SamplerWarning, WeightedSamples
+from pyro_tilt.infer import Sampler, SamplerWarning, WeightedSamples, merge
 from pyro_tilt.infer.seeding import derive_seed
 
-# The share of the budget that a run to find out the price of a draw takes, beside the budget.
-PILOT = 0.1
+# Of the budget, what a first run may spend; a second one spends the rest at the price it showed.
+FIRST = 0.9
 
 
 @dataclass
@@ -84,9 +87,9 @@ def compare(
     """
     Runs every method for about so many rows of the target network, a row being a character read.
 
-    A run of a tenth of the budget first finds out what a draw takes, outside the budget. So is
-    what the values were learned from, which the table states, and what the divergences are
-    computed with.
+    A small run, outside the budget, first finds out what a draw takes. Outside it are also what the
+    values were learned from, which the table states, and draws that the divergences are computed
+    with.
 
     :param budget_rows: rows of the target network for each method.
     :param beta: multiplies the reward.
@@ -120,6 +123,21 @@ def compare(
     return Comparison(settings, outcomes, base, results, time.perf_counter() - started)
 
 
+def save(found: Comparison, out: Path) -> None:
+    """
+    Writes ``compare.md``, ``compare.json`` and ``compare.png``.
+
+    :param found: from :func:`compare`.
+    :param out: folder, made where missing.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "compare.md").write_text(found.table() + "\n")
+    (out / "compare.json").write_text(json.dumps(found.facts(), indent=2) + "\n")
+    s = found.settings
+    title = f"Molecules to order, beta = {s.beta:g}, {s.budget_rows:,} rows of the network each"
+    page(found.outcomes, title).savefig(out / "compare.png")
+
+
 def outcome_of(method: Method, result: WeightedSamples) -> Outcome:
     """
     The row of a method.
@@ -145,15 +163,30 @@ def spend(method: Method, rows: int, seed: int) -> WeightedSamples:
     :param rows: the budget.
     :param seed: of the run.
     """
-    unit = method.unit
-    count, each = unit, 0.0
+    unit, each, draws = method.unit, 0.0, 0
+
+    def count(goal: float) -> int:
+        return unit * round(goal / each / unit)
+
     # A first guess at the price of a draw comes from the fewest draws there are.
-    for goal in (0.0, PILOT * rows):
-        if each:
-            count = max(unit, unit * round(goal / each / unit))
-        pilot = _run(method.make(count, derive_seed(seed, count)))
+    for place, share in enumerate((0.0, *method.pilots)):
+        draws = max(unit, count(share * rows)) if each else unit
+        pilot = _run(method.make(draws, derive_seed(seed, 1, place)))
         each = target_rows(pilot) / len(pilot)
-    return _run(method.make(max(unit, unit * round(rows / each / unit)), seed))
+    if not method.parts:
+        return _run(method.make(max(unit, count(rows)), seed))
+    first = _run(method.make(max(unit, count(FIRST * rows)), seed))
+    each = target_rows(first) / len(first)
+    draws = count(rows - target_rows(first))
+    return first if draws < unit else _joined(first, _run(method.make(draws, derive_seed(seed, 2))))
+
+
+def _joined(*results: WeightedSamples) -> WeightedSamples:
+    whole = merge(*results)
+    for name in ("target_network_rows", "draft_network_rows"):
+        if name in whole.info:
+            whole.info[name] = sum(each.info[name] for each in results)
+    return whole
 
 
 def target_rows(result: WeightedSamples) -> float:

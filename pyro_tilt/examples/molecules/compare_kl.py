@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_tilt.diagnostics import kl
-from pyro_tilt.examples.molecules.compare_outcome import Spent
+from pyro_tilt.examples.molecules.compare_outcome import Spent, shares_ancestors
 from pyro_tilt.infer import WeightedSamples
 from pyro_tilt.language import NeuralLM, laws
 
@@ -48,8 +48,8 @@ def kl_of_tilt(result: WeightedSamples) -> tuple[float, float]:
     spent = beta * (weights * reward).sum()
     influence = weights * (beta * reward - spent) - weights + 1.0 / len(weights)
     sizes = list(result.chain_sizes)
-    parts = influence.split(sizes) if len(sizes) > 1 else (influence,)
-    if len(parts) > 1:
+    parts = influence.split(sizes)
+    if len(parts) > 1 and shares_ancestors(result):
         sums = torch.stack([part.sum() for part in parts])
         error = float((sums.square().sum() * len(parts) / (len(parts) - 1)).sqrt())
     else:
@@ -150,5 +150,5 @@ def of_aisp(result: WeightedSamples) -> Spent:
     :param result: final draws.
     """
     bound = float(result.info["kl_bound"])
-    how = "bound |U|²/(2σ²), from greedy decoding under noise"
-    return Spent(bound, how=how, is_bound=True)
+    how = "bound |U|²/(2σ²), from greedy decoding under noise and not from the model"
+    return Spent(bound, how=how, kind="bound")

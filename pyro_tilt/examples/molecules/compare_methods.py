@@ -34,8 +34,7 @@ from pyro_tilt.language import NeuralLM
 from pyro_tilt.rewards import Reward
 
 MAX_BATCH = 4096
-# Below this the weights of a run of SMC say little of its error.
-CHAINS, FEWEST = 8, 8
+CHAINS = 8
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,8 @@ class CompareSettings:
     large_n: int = 64
     threshold: float = 0.5
     block: int = 8
-    training_paths: int = 1000
-    training_updates: int = 12
+    training_paths: int = 1500
+    training_updates: int = 10
     yardstick: int = 2000
 
 
@@ -76,6 +75,8 @@ class Method:
     :ivar make: a sampler for a number of draws and a seed.
     :ivar spent: the divergence of a result from the base.
     :ivar unit: draws come in multiples of this number.
+    :ivar pilots: shares of the budget of the runs, outside it, that show the price of a draw.
+    :ivar parts: whether two runs make one, so that the second can spend what the first left.
     :ivar correction: log weights that correct a result to the tilt, where it holds none itself.
     :ivar training_rows: network rows that its value was trained on, with ``training_seconds``.
     """
@@ -84,6 +85,8 @@ class Method:
     make: Callable[[int, int], Sampler]
     spent: Callable[[WeightedSamples], Spent]
     unit: int = 1
+    pilots: tuple[float, ...] = (0.1,)
+    parts: bool = True
     correction: Callable[[WeightedSamples], Tensor] | None = None
     training_rows: int = 0
     training_seconds: float = 0.0
@@ -266,6 +269,9 @@ def methods(
             ),
             compare_kl.of_the_tilt,
             unit=CHAINS,
+            # A large population goes elsewhere than a small one, and is no sum of small ones.
+            pilots=(0.1, 0.4),
+            parts=False,
             **price,
         ),
         Method(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from pyro_tilt.examples.molecules.reward import qed
 from pyro_tilt.infer import WeightedSamples
 
 Pair = tuple[float, float]
+Kind = Literal["exact", "estimate", "bound"]
 
 
 @dataclass
@@ -29,13 +30,13 @@ class Spent:
     :ivar value: in nats; None where nothing is known.
     :ivar error: Monte Carlo standard error, nan where there is none.
     :ivar how: how it was found.
-    :ivar is_bound: whether the divergence is only known to be at most that.
+    :ivar kind: whether it is ``"exact"``, an ``"estimate"`` or a ``"bound"`` from above.
     """
 
     value: float | None
     error: float = math.nan
     how: str = "not known"
-    is_bound: bool = False
+    kind: Kind = "estimate"
 
 
 @dataclass
@@ -91,9 +92,9 @@ class Outcome:
             return None
         return FrontierPoint(
             self.method,
-            kl=Estimate(self.kl.value, self.kl.error),
+            kl=Estimate(self.kl.value, 0.0 if self.kl.kind == "exact" else self.kl.error),
             reward=Estimate(*self.qed),
-            kl_is_bound=self.kl.is_bound,
+            kl_kind=self.kl.kind,
         )
 
     def facts(self) -> dict[str, Any]:
@@ -128,14 +129,13 @@ def describe(
     ]
     found = {name: next(canonical([name], fitting=False), None) for name in set(names) if name}
     valid = torch.tensor([found.get(name) is not None for name in names])
-    shown = result
     if result.kind == "weighted":
         chosen = result.get_samples(len(result), seed=0)["tokens"]
         texts = [text for text, ok in zip(VOCABULARY.decode(chosen), _ended(chosen)) if ok]
     else:
         texts = [name for name in names if name]
     counts = Counter(found[text] for text in texts if found.get(text) is not None)
-    log_weights = shown.residual_log_weights if correction is None else correction
+    log_weights = result.residual_log_weights if correction is None else correction
     corrected, ess = None, result.ess if result.kind == "weighted" else None
     if log_weights is not None and bool((log_weights > -math.inf).any()):
         share = log_weights.double().softmax(0)
@@ -184,11 +184,20 @@ def mean_by_chain(values: Tensor, result: WeightedSamples) -> Pair:
     weights = result.normalized_weights
     mean, error = mean_of(values, weights)
     chains = result.num_chains
-    if chains > 1:
+    if chains > 1 and shares_ancestors(result):
         parts = (weights * (values - mean)).split(list(result.chain_sizes))
         spread = torch.stack([part.sum() for part in parts]).square().sum()
         error = float((spread * chains / (chains - 1)).sqrt())
     return mean, error
+
+
+def shares_ancestors(result: WeightedSamples) -> bool:
+    """
+    Whether draws of one run depend on each other, so that only runs can be compared.
+
+    :param result: a result.
+    """
+    return result.kind == "weighted" and bool(result.steps)
 
 
 def _ended(tokens: Tensor) -> list[bool]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pyro
@@ -276,12 +275,9 @@ def learn_value(
         num_particles=num_paths,
         rounds=1,
         steps=updates,
-        batch_size=512,
-        lr=3e-3,
+        batch_size=2048,
+        lr=1e-3,
         seed=seed,
         progress=progress,
     )
     return MoleculeValue(learned, reward, beta)
-
-
-Program = Callable[[], Tensor]
