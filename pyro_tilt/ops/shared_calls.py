@@ -123,6 +123,8 @@ def join(calls: Sequence[SharedCall]) -> list[Any]:
 def _concatenated(parts: Sequence[Tensor]) -> Tensor:
     """The rows of all; without a copy where they still lie one after the other, as they came."""
     first = parts[0]
+    if first.is_complex() or first.layout is not torch.strided:
+        return torch.cat(list(parts))
     stride, place = first.stride(), first.storage_offset()
     storage = first.untyped_storage().data_ptr()
     for part in parts:
@@ -147,11 +149,11 @@ def _leaves(state: Any) -> Iterator[Tensor]:
 
 def _shape(state: Any, rows: int) -> Hashable:
     """Equal for states that differ in rows alone; equal to nothing where rows cannot be told."""
-    if isinstance(state, Tensor):
-        plain = type(state) is Tensor and not state.is_complex() and state.layout is torch.strided
-        if not plain or state.dim() == 0 or len(state) != rows:
+    if type(state) is Tensor:
+        shape = state.shape
+        if not shape or shape[0] != rows:
             return object()
-        return state.shape[1:], state.dtype, state.device
+        return shape[1:], state.dtype, state.device
     if isinstance(state, int | float | str | None):
         return type(state), state
     if isinstance(state, tuple | list | dict) or dataclasses.is_dataclass(state):

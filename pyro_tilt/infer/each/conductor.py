@@ -65,6 +65,7 @@ class Conductor:
 
     def __init__(self, base: World, *, max_batch: int, max_live: int) -> None:
         self.base, self.max_batch, self.max_live = base, max_batch, max_live
+        self._present = base
         self.runs: list[Turns] = []
         self.refused: dict[Hashable, str] = {}
         # Hooks that come later belong to single runs.
@@ -103,7 +104,7 @@ class Conductor:
                     if run.done:
                         on_done(run)
                 live = deque(asked)
-                self.base.install()
+                self._turn_to_base()
                 for run, answer in self._answers(asked):
                     self._turn(run, answer)
         finally:
@@ -111,8 +112,13 @@ class Conductor:
                 run.stop()
             self.base.install()
 
+    def _turn_to_base(self) -> None:
+        self.base.install(self._present)
+        self._present = self.base
+
     def _turn(self, run: Turns, answer: _Answer | None) -> None:
-        run.resume(answer)
+        run.resume(answer, self._present)
+        self._present = run.world
         if run.error is not None and not isinstance(run.error, Exception):
             raise run.error
 

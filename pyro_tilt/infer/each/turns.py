@@ -47,14 +47,15 @@ class Turns:
         self._mode = TorchMode.current()
         self._thread = threading.Thread(target=copy_context().run, args=(self._run,), name=name)
 
-    def resume(self, answer: Any = None) -> None:
+    def resume(self, answer: Any = None, present: World | None = None) -> None:
         """
         Lets it run until it asks or ends.
 
         :param answer: to its question.
+        :param present: the state of the process, where it is known.
         """
         self.question, self._answer = None, answer
-        self.world.install()
+        self.world.install(present)
         started = time.perf_counter()
         self._running = True
         if self._thread.ident is None:

@@ -80,22 +80,29 @@ class World:
         self.install()
         return replace(fresh, store=store)
 
-    def install(self) -> None:
-        """Puts this state in place of the present one."""
+    def install(self, present: World | None = None) -> None:
+        """
+        Puts this state in place of the present one.
+
+        :param present: the present state, where it is known; what is the same is left.
+        """
         _PYRO_STACK[:] = self.frames
         _DIM_ALLOCATOR._stack[:] = self.plates
         vars(_ENUM_ALLOCATOR).clear()
         vars(_ENUM_ALLOCATOR).update(self.enumeration)
         for name, table in zip(_STORE, self.store):
             setattr(_PYRO_PARAM_STORE, name, table)
-        now = pyro.settings.get()
-        pyro.settings.set(**{k: v for k, v in self.settings.items() if now[k] != v})
+        if present is None or present.settings != self.settings:
+            pyro.settings.set(**self.settings)
         torch.set_rng_state(self.torch_state)
         if self.cuda_states:
             torch.cuda.set_rng_state_all(self.cuda_states)
-        np.random.set_state(self.numpy_state)
-        random.setstate(self.python_state)
-        torch.set_default_dtype(self.dtype)
+        if present is None or not _same_numbers(present.numpy_state, self.numpy_state):
+            np.random.set_state(self.numpy_state)
+        if present is None or present.python_state != self.python_state:
+            random.setstate(self.python_state)
+        if torch.get_default_dtype() != self.dtype:
+            torch.set_default_dtype(self.dtype)
         _warn_as(self.warned)
 
     def adopt(self, runs: list[World]) -> None:
@@ -112,6 +119,16 @@ class World:
                     names.pop(ours.get(name), None)
                     ours[name], names[value] = value, name
                     constraints[name] = run.store[2][name]
+
+
+def _same_numbers(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    ours, theirs = first["state"], second["state"]
+    return (
+        first["bit_generator"] == second["bit_generator"] == "MT19937"
+        and ours["pos"] == theirs["pos"]
+        and np.array_equal(ours["key"], theirs["key"])
+        and (first["has_gauss"], first["gauss"]) == (second["has_gauss"], second["gauss"])
+    )
 
 
 def _warned() -> tuple[Any, ...]:
