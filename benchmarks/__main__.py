@@ -34,6 +34,7 @@ MODULES = (
     "bench_landscape",
     "bench_selection",
     "bench_language",
+    "bench_molecules",
     "bench_constrained_peers",
 )
 RESULTS = Path(__file__).with_name("RESULTS.md")

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pyro_tilt.diagnostics import kl
-from pyro_tilt.examples.molecules.compare_outcome import Spent, shares_ancestors
+from pyro_tilt.diagnostics import Estimate, FrontierPoint, kl
+from pyro_tilt.examples.molecules.compare_outcome import Spent, mean_of, shares_ancestors
 from pyro_tilt.infer import WeightedSamples
 from pyro_tilt.language import NeuralLM, laws
 
@@ -29,6 +30,25 @@ class Yardstick:
 
     base: Tensor
     guided: Tensor
+
+
+def tilts(yardstick: Yardstick, betas: Sequence[float]) -> list[FrontierPoint]:
+    """
+    The frontier that no law can pass: the tilts of the model itself, by weights of base draws.
+
+    :param yardstick: see :class:`Yardstick`.
+    :param betas: strengths.
+    """
+    found = []
+    for beta in betas:
+        weights = (beta * yardstick.base).softmax(0)
+        reward = mean_of(yardstick.base, weights)
+        log_z = (beta * yardstick.base).logsumexp(0) - math.log(len(weights))
+        spent = Estimate(max(0.0, beta * reward[0] - float(log_z)), math.nan)
+        found.append(
+            FrontierPoint("tilts of the model", spent, Estimate(*reward), beta, kl_kind="estimate")
+        )
+    return found
 
 
 def of_the_tilt(result: WeightedSamples) -> Spent:

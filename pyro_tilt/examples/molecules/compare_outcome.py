@@ -11,8 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pyro_tilt.diagnostics import FrontierPoint
-from pyro_tilt.diagnostics.estimators import Estimate
+from pyro_tilt.diagnostics import Estimate, FrontierPoint
 from pyro_tilt.examples.molecules.data import canonical
 from pyro_tilt.examples.molecules.model import VOCABULARY
 from pyro_tilt.examples.molecules.reward import qed

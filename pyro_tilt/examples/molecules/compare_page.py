@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pyro_tilt.diagnostics import plot_frontier
+from pyro_tilt.diagnostics import FrontierPoint, plot_frontier
 from pyro_tilt.examples.extras import require
 from pyro_tilt.examples.molecules.compare_outcome import Outcome
 
@@ -19,11 +19,12 @@ SHOWN, PIXELS = 6, 300
 WIDEST = 20.0
 
 
-def page(outcomes: Sequence[Outcome], title: str) -> Figure:
+def page(outcomes: Sequence[Outcome], tilts: Sequence[FrontierPoint], title: str) -> Figure:
     """
     A row of molecules for every method over the frontier.
 
     :param outcomes: one per method.
+    :param tilts: the curve to hold them against.
     :param title: over the page.
     """
     from matplotlib.figure import Figure
@@ -40,7 +41,7 @@ def page(outcomes: Sequence[Outcome], title: str) -> Figure:
         axes = [figure.add_subplot(grid[row, column]) for column in range(SHOWN)]
         draw_row(axes, each)
     below = figure.add_gridspec(1, 1, left=0.08, right=0.98, top=4.0 / height, bottom=0.55 / height)
-    frontier(figure.add_subplot(below[0, 0]), outcomes)
+    frontier(figure.add_subplot(below[0, 0]), outcomes, tilts)
     return figure
 
 
@@ -75,17 +76,18 @@ def picture(name: str) -> Any:
     return draw.MolToImage(chem.MolFromSmiles(name), size=(PIXELS, PIXELS * 6 // 10))
 
 
-def frontier(ax: Axes, outcomes: Sequence[Outcome]) -> None:
+def frontier(ax: Axes, outcomes: Sequence[Outcome], tilts: Sequence[FrontierPoint]) -> None:
     """
     Mean QED against divergence from the model, where that is known.
 
     :param ax: where to draw.
     :param outcomes: one per method.
+    :param tilts: the curve to hold them against.
     """
     points = [point for each in outcomes if (point := each.point()) is not None]
     near = [point for point in points if point.kl.value <= WIDEST]
-    plot_frontier(near, ax=ax)
-    ax.set_title("mean QED against divergence from the model")
+    plot_frontier([*tilts, *near], ax=ax)
+    ax.set_title("mean QED against divergence from the model", loc="left")
     ax.set_ylabel("mean QED of the draws")
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False)
     ax.set_position((0.08, ax.get_position().y0, 0.6, ax.get_position().height))

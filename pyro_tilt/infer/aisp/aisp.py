@@ -65,8 +65,9 @@ class AISP(Sampler):
     large and change nothing else. Larger noise looks further, but most of what an iteration
     keeps is noise: with ``alpha`` near 1 the mean U walks, and after k iterations tokens are
     decoded under about :math:`1 + k / \mathrm{ESS}` times the variance of the first. Where
-    ``steps["reward"]`` falls with the iterations, sigma is too large. The same walk keeps ``kl_bound`` at or above about
-    :math:`\tau d / (2\,\mathrm{ESS})` for states of width d, whatever sigma is.
+    ``steps["reward"]`` falls with the iterations, sigma is too large. The same walk keeps
+    ``kl_bound`` at or above about :math:`\tau d / (2\,\mathrm{ESS})` for states of width d,
+    whatever sigma is.
 
     Certificate: *search*. The best-seen of a search follows no law that is known; the final draws
     follow that of a perturbed model whose divergence from :math:`\pi_0` is at most
