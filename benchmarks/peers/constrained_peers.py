@@ -43,42 +43,30 @@ class Accepts(Potential):
         super().__init__(vocabulary)
         self.task = task
         place = {token.token_id: i for i, token in enumerate(vocabulary)}
-        self.places = [
-            [np.array([place[v] for v in row if v != STOP], int) for row in rows]
-            for rows in task.allowed
-        ]
+        self.places = [np.array([place[v] for v in row if v != STOP], int) for row in task.allowed]
 
     def _state(self, context: list[Any]) -> int:
         return self.task.state([token.token_id for token in context])
 
-    def _ends(self, state: int, count: int) -> bool:
-        if self.task.stops:
-            return self.task.moves[state][STOP] in self.task.accepting
-        return count == self.task.length and state in self.task.accepting
+    def _log_end(self, state: int, count: int) -> float:
+        cut = count == self.task.length
+        return 0.0 if state >= 0 and (cut or self.task.moves[state][STOP] >= 0) else -math.inf
 
     async def complete(self, context: list[Any]) -> float:
-        state = self._state(context)
-        return 0.0 if state >= 0 and self._ends(state, len(context)) else -math.inf
+        return self._log_end(self._state(context), len(context))
 
     async def prefix(self, context: list[Any]) -> float:
-        state, count = self._state(context), len(context)
-        alive = state >= 0 and (count == self.task.length or self.task.allowed[count][state])
-        return 0.0 if alive else -math.inf
-
-    async def logw_eos(self, context: list[Any]) -> float:
-        return await self.complete(context)
+        return 0.0 if self._state(context) >= 0 else -math.inf
 
     async def sparse_logw_next(self, context: list[Any]) -> Any:
-        state, count = self._state(context), len(context)
-        end = 0.0 if self._ends(state, count) else -math.inf
-        places = self.places[count][state] if count < self.task.length else np.array([], int)
-        return places, 0.0, end
+        state = self._state(context)
+        return self.places[state], 0.0, self._log_end(state, len(context))
 
 
 class Writer(Model):
     """A particle of llamppl that masks each token before it is drawn."""
 
-    def __init__(self, lm: CachedCausalLM, task: Task, masks: list[list[set[int]]]) -> None:
+    def __init__(self, lm: CachedCausalLM, task: Task, masks: list[set[int]]) -> None:
         super().__init__()
         self.context = LMContext(lm, MARKS[BEGIN])
         self.task, self.masks = task, masks
@@ -88,7 +76,7 @@ class Writer(Model):
         return {"task", "masks"}
 
     async def step(self) -> None:
-        await self.observe(self.context.mask_dist(self.masks[self.count][self.state]), True)
+        await self.observe(self.context.mask_dist(self.masks[self.state]), True)
         token = int(await self.sample(self.context.next_token()))
         self.state = self.task.moves[self.state][token]
         self.count += 1
@@ -102,19 +90,15 @@ def genlm_run(llm: PromptedLLM, task: Task, num_particles: int, method: str) -> 
     sampler = (
         AWRS(llm, condition, seed=0) if method == "AWRS" else direct_token_sampler(llm * condition)
     )
-    options: dict[str, Any] = {"max_tokens": task.length}
-    if not task.stops:
-        options = {
-            "max_tokens": task.length + 1,
-            "terminate_when": lambda context: len(context) == task.length,
-        }
+    length = task.length
 
     async def run() -> float:
         found = await sampler.smc(
             n_particles=num_particles,
             ess_threshold=THRESHOLD,
             resampling_method=RESAMPLING,
-            **options,
+            max_tokens=length + 1,
+            terminate_when=lambda context: len(context) == length,
         )
         return float(found.log_ml)
 
@@ -122,7 +106,7 @@ def genlm_run(llm: PromptedLLM, task: Task, num_particles: int, method: str) -> 
 
 
 def llamppl_run(lm: CachedCausalLM, task: Task, num_particles: int) -> Run:
-    masks = [[set(row) for row in rows] for rows in task.allowed]
+    masks = [set(row) for row in task.allowed]
 
     async def run() -> float:
         writer = Writer(lm, task, masks)

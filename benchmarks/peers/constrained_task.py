@@ -16,31 +16,29 @@ RESAMPLING = "systematic"
 @dataclass(frozen=True)
 class Task:
     """
-    Sequences of ``length`` tokens that a finite automaton reads to an accepting state.
+    Sequences of ``length`` tokens that a finite automaton reads without rejecting one.
+
+    After a stop token only further ones follow. Every state has a move, so that what is written
+    so far can always be gone on with.
 
     :param name: what is asked for, in words.
-    :param length: number of tokens; after a stop token only further ones follow.
+    :param length: number of tokens.
     :param moves: next state by state and token, -1 where there is none; the first state starts.
-    :param accepting: states in which a sequence may end.
-    :param stops: whether sequences end by a stop token of their own.
     """
 
     name: str
     length: int
     moves: tuple[tuple[int, ...], ...]
-    accepting: frozenset[int]
-    stops: bool
+
+    @property
+    def stops(self) -> bool:
+        """Whether sequences may end by a stop token before they are cut."""
+        return any(row[STOP] >= 0 for row in self.moves)
 
     @cached_property
-    def allowed(self) -> list[list[list[int]]]:
-        """By step and state the tokens from which an accepted sequence can still be reached."""
-        alive = set(self.accepting)
-        steps: list[list[list[int]]] = []
-        for _ in range(self.length):
-            rows = [[v for v, to in enumerate(row) if to in alive] for row in self.moves]
-            alive = {state for state, row in enumerate(rows) if row}
-            steps.insert(0, rows)
-        return steps
+    def allowed(self) -> list[list[int]]:
+        """The tokens that may follow, by state."""
+        return [[v for v, to in enumerate(row) if to >= 0] for row in self.moves]
 
     def state(self, tokens: list[int]) -> int:
         """Where the automaton is after some tokens, -1 if it has rejected them."""
@@ -51,25 +49,27 @@ class Task:
                 break
         return state
 
-    def beginnings(self) -> list[tuple[list[int], list[int]]]:
-        """All but the last token of every accepted sequence, each with the last ones allowed."""
+    def beginnings(self) -> list[tuple[list[int], int]]:
+        """All but the last token of every sequence, each with the state after it."""
         found: list[tuple[list[int], int]] = [([], 0)]
-        for rows in self.allowed[:-1]:
+        for _ in range(self.length - 1):
             found = [
-                ([*tokens, v], self.moves[state][v]) for tokens, state in found for v in rows[state]
+                ([*tokens, v], self.moves[state][v])
+                for tokens, state in found
+                for v in self.allowed[state]
             ]
-        return [(tokens, self.allowed[-1][state]) for tokens, state in found]
+        return found
 
 
 def without(characters: str, forbidden: str, length: int) -> Task:
     """Exactly ``length`` characters, none of them ``forbidden``."""
     row = [-1] * len(MARKS) + [-1 if c == forbidden else 0 for c in characters]
     name = f"{length} characters, never {forbidden!r}"
-    return Task(name, length, (tuple(row),), frozenset({0}), stops=False)
+    return Task(name, length, (tuple(row),))
 
 
 def chain(characters: str, length: int) -> Task:
-    """Whole molecules ``C([ON]?C)*`` whose stop comes within ``length`` tokens."""
+    """Molecules ``C([ON]?C)*`` with the stop after them, or their first ``length`` tokens."""
     number = {c: len(MARKS) + i for i, c in enumerate(characters)}
     size = len(MARKS) + len(characters)
     start, carbon, other, done = range(4)
@@ -80,8 +80,7 @@ def chain(characters: str, length: int) -> Task:
     after = {number["C"]: carbon, number["O"]: other, number["N"]: other, STOP: done}
     only = {number["C"]: carbon}
     moves = (row(only), row(after), row(only), row({STOP: done}))
-    name = f"a molecule C([ON]?C)*, stop within {length} tokens"
-    return Task(name, length, moves, frozenset({done}), stops=True)
+    return Task(f"a molecule C([ON]?C)*, cut after {length} tokens", length, moves)
 
 
 def tasks(characters: str) -> list[Task]:
