@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -60,8 +61,15 @@ def run() -> list[Row]:
         )
     ]
     for beta in BETAS:
-        rows += beside(compare(budget_rows=ROWS, beta=beta, seed=SEED, progress=False), reference)
+        print(f"beta {beta:g}", file=sys.stderr)
+        found = compare(budget_rows=ROWS, beta=beta, seed=SEED, progress=False, say=tell)
+        rows += beside(found, reference)
     return rows
+
+
+def tell(line: str) -> None:
+    """Shows how far the run has come, where it does not get into the results."""
+    print(f"  {line}", file=sys.stderr, flush=True)
 
 
 def beside(found: Comparison, reference: Reference) -> Iterator[Row]:

@@ -165,6 +165,9 @@ def methods(
     :param yardstick: see :class:`Yardstick`.
     """
     s, value = settings, trained.value
+    network: Any = target.model
+    # An LCB over steps is another class, which only its options tell.
+    stepwise: Any = LCB
     plain, small, foreseeing = target.program(), draft.program(), ForeseeingProgram(target)
     tilt: dict[str, Any] = {"reward": reward, "beta": s.beta, "progress": False}
     few: dict[str, Any] = {"max_batch": MAX_BATCH}
@@ -197,7 +200,7 @@ def methods(
         each = max(1, s.large_n // 4)
         return AISP(
             plain,
-            module=target.model.head,
+            module=network.head,
             reward=reward,
             beta=s.beta,
             n=each,
@@ -211,7 +214,7 @@ def methods(
         )
 
     def lcb(draws: int, seed: int) -> Sampler:
-        return LCB(
+        made: Sampler = stepwise(
             foreseeing,
             value=value,
             log_mgf=value.log_mgf,
@@ -222,6 +225,7 @@ def methods(
             **few,
             **tilt,
         )
+        return made
 
     def ratio(result: WeightedSamples) -> Tensor:
         return value.log_ratio(target, result.samples["tokens"])

@@ -101,9 +101,10 @@ class NextTokenValues(nn.Module):
         super().__init__()
         self.hidden, self.reach = hidden, reach
         self.places = nn.Embedding(steps, 8)
-        self.body = nn.Sequential(nn.Linear(hidden + 8, width), nn.SiLU(), nn.Linear(width, tokens))
-        nn.init.zeros_(self.body[-1].weight)
-        nn.init.zeros_(self.body[-1].bias)
+        last = nn.Linear(width, tokens)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.body = nn.Sequential(nn.Linear(hidden + 8, width), nn.SiLU(), last)
 
     def every(self, hidden: Tensor, place: int) -> Tensor:
         """

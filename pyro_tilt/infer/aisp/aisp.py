@@ -162,8 +162,8 @@ class AISP(Sampler):
             raise ValueError(f"noise must be positive and finite, got {noise!r}")
         self.sigma = None if sigma is None else float(sigma)
         # Checks the numbers; a sigma that is to be measured stands as 1 until then.
-        known = 1.0 if self.sigma is None else self.sigma
-        self.start = PrelogitGaussian(torch.zeros(1, 1), known, float(lam), float(alpha))
+        spread = 1.0 if self.sigma is None else self.sigma
+        self.start = PrelogitGaussian(torch.zeros(1, 1), spread, float(lam), float(alpha))
         self.n = check_count("n", n)
         super().__init__(align(program, reward, 1.0, of=of), num_samples=num_samples, **options)
         if not self.vectorized:
