@@ -341,3 +341,14 @@ def test_a_run_within_a_run():
 
     for found, sampler in zip(run_each(samplers()), samplers()):
         assert_same(found, sampler.run())
+
+
+def test_joined_calls_are_made_in_the_mode_of_the_runs():
+    lm, _ = both(length=3)
+    modes = []
+    lm.model.register_forward_hook(
+        lambda module, args, out: modes.append((len(args[0]), torch.is_grad_enabled()))
+    )
+    run_each([ImportanceSampler(lm.program(p), num_samples=6, seed=0) for p in ([0, 2], [0, 0])])
+    assert max(rows for rows, _ in modes) > 6
+    assert torch.is_grad_enabled() and not any(grad for _, grad in modes)
