@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a program over many particles at once."""
 
+from __future__ import annotations
+
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -91,25 +94,50 @@ class ProgramProposal:
         self.kwargs = dict(kwargs or {})
         self.guide = guide
         self.vectorized = vectorized
+        self._least_rank = max_plate_nesting
+        self._unchecked = False
+        self._learn()
+
+    def _learn(self) -> None:
         with preserved_rng(), torch.no_grad():
             sites, guide_rank = self._plain_run()
         self._sites = sites
         self.latents = sites.latents
         self.num_rewards = len(sites.tilts)
-        betas = {float(term.beta) for term in sites.tilts}
-        self.beta = None if not betas else betas.pop() if len(betas) == 1 else 1.0
-        self._common_beta = len({float(term.beta) for term in sites.tilts}) == 1
+        # Numbers, as a tensor may be changed in place.
+        self._betas = [float(term.beta) for term in sites.tilts]
+        self._common_beta = len(set(self._betas)) == 1
+        self.beta = None if not self._betas else self._betas[0] if self._common_beta else 1.0
         self.log_bound = sites.log_bound
         self.unbounded = sites.unbounded
         self.quadrature = sites.quadrature
         self.minibatches = sites.subsampled
-        self.subsampled = sites.subsampled if vectorized else []
-        rank = max(sites.rank, guide_rank)
-        if max_plate_nesting is not None and max_plate_nesting < rank:
-            raise ValueError(
-                f"max_plate_nesting={max_plate_nesting}, but the program uses {rank} batch dims"
-            )
-        self.max_plate_nesting = rank if max_plate_nesting is None else max_plate_nesting
+        self.subsampled = sites.subsampled if self.vectorized else []
+        rank, least = max(sites.rank, guide_rank), self._least_rank
+        if least is not None and least < rank:
+            raise ValueError(f"max_plate_nesting={least}, but the program uses {rank} batch dims")
+        self.max_plate_nesting = rank if least is None else least
+
+    def again(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> ProgramProposal | None:
+        """
+        This proposal for another run, without the plain run; None where that has to be made.
+
+        A program of Normals can do without it: its first pass checks, for all particles, what the
+        plain run would for one, and that sites and tilts are still the same. Where they are not
+        (the program may read what has changed since), the plain run is made after all.
+
+        :param args: arguments of the run, which must be the very same ones.
+        :param kwargs: its keyword arguments.
+        """
+        simple = self.guide is None and self.vectorized and self._sites.gaussian
+        if not simple or len(args) != len(self.args) or kwargs.keys() != self.kwargs.keys():
+            return None
+        same = all(a is b for a, b in zip(args, self.args))
+        if not same or any(kwargs[name] is not self.kwargs[name] for name in kwargs):
+            return None
+        other = copy.copy(self)
+        other._unchecked = True
+        return other
 
     def draw(self, n: int) -> Draws:
         """
@@ -123,12 +151,24 @@ class ProgramProposal:
             raise ValueError(f"draw: n must not be negative, got {n}")
         if n == 0:
             return self._empty()
+        if self._unchecked:
+            self._unchecked = False
+            state = torch.get_rng_state()
+            try:
+                return self._draw(n, checked=True)
+            except Exception:
+                # Whatever it was, a plain run names it or learns how the program has changed.
+                torch.set_rng_state(state)
+                self._learn()
+        return self._draw(n)
+
+    def _draw(self, n: int, *, checked: bool = False) -> Draws:
         with torch.no_grad(), pyro.validation_enabled(False):
             if not self.vectorized:
                 return Draws.cat([self._pass(1, None) for _ in range(n)])
             dim = -1 - self.max_plate_nesting
             try:
-                return self._pass(n, dim)
+                return self._pass(n, dim, checked=checked)
             except (RuntimeError, ValueError, IndexError) as error:
                 error.add_note(RULES)
                 raise
@@ -181,7 +221,7 @@ class ProgramProposal:
             fn(*self.args, **self.kwargs)
         return recorder.nodes, messenger
 
-    def _pass(self, n: int, dim: int | None) -> Draws:
+    def _pass(self, n: int, dim: int | None, *, checked: bool = False) -> Draws:
         replay: dict[str, Tensor] = {}
         log_guide = None
         if self.guide is not None:
@@ -189,9 +229,11 @@ class ProgramProposal:
             self._run(self.guide, proposed, n, dim)
             replay = {**proposed.values, **proposed.subsamples}
             log_guide = proposed.log_factors
-        messenger = WeightMessenger(n, dim, replay=replay)
+        messenger = WeightMessenger(n, dim, replay=replay, checked=checked)
         self._run(self.program, messenger, n, dim)
         self._check_names(messenger)
+        if checked and [float(beta) for _, _, beta in messenger.tilts] != self._betas:
+            raise ValueError("a beta has changed")
         samples = self.place(messenger.values, n, vectorized=dim is not None)
         return self._weigh(samples, messenger, log_guide, n)
 

@@ -28,6 +28,10 @@ class CaptureMessenger(Messenger):
         self.values: dict[str, Any] = {}
         self.enum_dim: int | None = None
 
+    def _process_message(self, msg: Any) -> None:
+        # Nothing is done before a site, so the look-up by name is spared.
+        return
+
     def _pyro_post_sample(self, msg: Any) -> None:
         name = msg["name"]
         self.names[name] = None

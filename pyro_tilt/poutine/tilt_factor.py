@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyro
-from pyro.distributions import Unit
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.runtime import Message, am_i_wrapped, apply_stack
 from torch import Tensor
 
-from pyro_tilt.rewards import evaluate, log_tilt
+from pyro_tilt.poutine.tilt_unit import Unit
+from pyro_tilt.rewards import evaluate
 
 Beta = float | Tensor
 
@@ -153,7 +153,7 @@ def emit(name: str, term: TiltTerm) -> None:
     :param name: name of the site.
     :param term: what it carries in ``infer["tilt"]``.
     """
-    unit = Unit(log_tilt(term.reward, term.beta))
+    unit = Unit(term.reward, term.beta)
     infer: Any = {"is_auxiliary": True, "tilt": term}
     pyro.sample(name, unit, obs=unit.sample(), infer=infer)
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pyro.distributions import Delta, MaskedDistribution
+from pyro.distributions import Delta, MaskedDistribution, Normal
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -31,6 +31,8 @@ class WeightMessenger(Messenger):
     :param dim: batch dimension of the particles; None for a plain run of one particle.
     :param replay: values for latent sites, whose log density then enters the weight.
     :param score_latents: whether the log density of sampled sites enters too (for guides).
+    :param checked: whether to check the arguments of Normals in place of Pyro's validation, and
+        to refuse sites with other laws.
     """
 
     def __init__(
@@ -40,12 +42,14 @@ class WeightMessenger(Messenger):
         *,
         replay: Mapping[str, Tensor] | None = None,
         score_latents: bool = False,
+        checked: bool = False,
     ) -> None:
         super().__init__()
         self.size = size
         self.rank = 0 if dim is None else -dim
         self.replay = {} if replay is None else replay
         self.score_latents = score_latents
+        self.checked = checked
         self.values: dict[str, Tensor] = {}
         self.subsamples: dict[str, Tensor] = {}
         self.factors: dict[str, None] = {}
@@ -60,7 +64,24 @@ class WeightMessenger(Messenger):
         total = self._total
         return None if total is None else total.expand(self.size).contiguous()
 
+    def _process_message(self, msg: Any) -> None:
+        # The look-up by name that this replaces costs as much as a site of few particles.
+        if msg["type"] == "sample":
+            self._pyro_sample(msg)
+        else:
+            super()._process_message(msg)
+
+    def _postprocess_message(self, msg: Any) -> None:
+        if msg["type"] == "sample":
+            self._pyro_post_sample(msg)
+        else:
+            super()._postprocess_message(msg)
+
     def _pyro_sample(self, msg: Any) -> None:
+        if self.checked and "tilt" not in msg["infer"] and not is_deterministic(msg):
+            fn = msg["fn"]
+            if type(fn) is not Normal or not fast_normal.has_valid_arguments(fn):
+                raise ValueError(f"site '{msg['name']}': its law is no Normal, or no valid one")
         if msg["is_observed"] or msg["done"]:
             return
         name = msg["name"]
