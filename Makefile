@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEERS := .venv-peers
 export MPLBACKEND := Agg
 export HF_HUB_OFFLINE := 1
 # Threads that wait for work by spinning slow a busy machine down many times.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help install demo train-demo test test-full lint format types bench tutorials docs clean
+.PHONY: help install demo train-demo test test-full lint format types bench bench-peers tutorials docs clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,6 +51,15 @@ bench: $(STAMP) ## benchmarks beside their peers, written to benchmarks/RESULTS.
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps particles
 	$(BIN)/python -m benchmarks
 
+$(PEERS)/.installed: benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet torch==2.13.0
+	$(PEERS)/bin/pip install --quiet --requirement benchmarks/peers/requirements.txt
+	touch $@
+
+bench-peers: $(STAMP) $(PEERS)/.installed ## constrained writing beside genlm-control and llamppl (2 GB)
+	$(BIN)/python -m benchmarks bench_constrained_peers
+
 tutorials: $(STAMP) ## rebuild the executed notebooks from the scripts
 	$(BIN)/python -m tutorials.build
 
@@ -58,4 +68,4 @@ docs: $(STAMP) ## the documentation as HTML
 	$(BIN)/sphinx-build -W -b html docs docs/_build/html
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) demo-out docs/_build build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(PEERS) demo-out docs/_build build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
