@@ -344,7 +344,7 @@ def test_a_run_within_a_run():
 
 
 def test_joined_calls_are_made_in_the_mode_of_the_runs():
-    lm, _ = both(length=3)
+    lm, _ = both(length=3, stop=False)
     modes = []
     lm.model.register_forward_hook(
         lambda module, args, out: modes.append((len(args[0]), torch.is_grad_enabled()))
