@@ -264,6 +264,43 @@ def test_divergence_of_gsi_at_the_extremes(monkeypatch):
     assert abs(mixed.value - soft) > 5 * mixed.error
 
 
+def test_divergence_of_gsi_is_that_of_its_law():
+    """Two models of thirty outcomes, whose law is known; draws stand for both."""
+    from pyro_tilt.diagnostics import kl
+    from pyro_tilt.language import laws
+
+    generator = torch.Generator().manual_seed(2)
+    rewards = torch.rand(30, generator=generator, dtype=torch.float64)
+    logits = torch.randn(2, 30, generator=generator, dtype=torch.float64)
+    small, large = logits.softmax(-1)
+    law = laws.gsi(small, large, rewards, 4.0, 6, 0.5, fallback="published")
+    guided = rewards + (large / small).log() / 4.0
+
+    def draw(probs):
+        return torch.multinomial(probs, 40_000, True, generator=generator)
+
+    class Model:
+        def __init__(self, probs):
+            self.probs = probs
+
+        def log_prob(self, tokens):
+            return self.probs.log()[tokens[:, 0]]
+
+    chosen = draw(law)
+    result = WeightedSamples(
+        kind="iid",
+        samples={"tokens": chosen[:, None]},
+        log_weights=torch.zeros(40_000),
+        certificate=Certificate(target="joint tilt", law="search"),
+        stats={"reward": rewards[chosen]},
+        beta=4.0,
+    )
+    yardstick = Yardstick(rewards[draw(large)], guided[draw(small)])
+    models = Model(large), Model(small)
+    found = compare_kl.of_gsi(result, *models, yardstick, n=6, threshold=0.5)
+    assert found.value == pytest.approx(float(kl.exact(law, large)), abs=5 * found.error + 0.01)
+
+
 def test_a_run_in_two_parts_spends_what_the_first_left():
     asked = []
 
