@@ -173,10 +173,12 @@ def rewards_of(reward):
     return Bounded(reward, low=0.0, high=1.0, event_dim=1)
 
 
-def test_the_log_ratio_is_that_of_a_law(small, monkeypatch):
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_log_ratio_is_that_of_a_law(small, monkeypatch, exact):
     """Over all sequences the chain sums to one, and its kernels sum up what log_mgf says."""
     monkeypatch.setattr(compare_values, "_NEGLIGIBLE", -math.inf)
-    lm, value, texts, reward = small
+    lm, learned, texts, reward = small
+    value = compare_values.MoleculeValue(learned.learned, rewards_of(reward), 4.0, exact=exact)
     ratio, log_prob = value.log_ratio(lm, texts), lm.log_prob(texts).double()
     assert float((ratio + log_prob).logsumexp(0)) == pytest.approx(0.0, abs=1e-5)
     seen = []

@@ -165,6 +165,7 @@ def methods(
     :param yardstick: see :class:`Yardstick`.
     """
     s, value = settings, trained.value
+    plug_in = MoleculeValue(value.learned, reward, s.beta, exact=False)
     network: Any = target.model
     # An LCB over steps is another class, which only its options tell.
     stepwise: Any = LCB
@@ -216,8 +217,8 @@ def methods(
     def lcb(draws: int, seed: int) -> Sampler:
         made: Sampler = stepwise(
             foreseeing,
-            value=value,
-            log_mgf=value.log_mgf,
+            value=plug_in,
+            log_mgf=plug_in.log_mgf,
             num_samples=draws,
             tilt_start=False,
             check_lineage=False,
@@ -228,7 +229,7 @@ def methods(
         return made
 
     def ratio(result: WeightedSamples) -> Tensor:
-        return value.log_ratio(target, result.samples["tokens"])
+        return plug_in.log_ratio(target, result.samples["tokens"])
 
     return [
         Method(

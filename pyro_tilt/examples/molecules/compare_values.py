@@ -143,20 +143,27 @@ class MoleculeValue(Twist):
     r"""
     Log soft values of a bounded reward of molecules: exact once they are written, else learned.
 
+    Among particles that are weighed an exact value can only help. A chain that draws each token by
+    its value compares it with what is learned of going on instead, and pays for the difference: it
+    does better where ``exact`` is False and what is written goes by its learned value too.
+
     :param learned: made by :func:`~pyro_tilt.infer.twists.learn_twists`.
     :param reward: of tokens, between 0 and 1.
     :param beta: multiplies it.
+    :param exact: whether molecules that are written are looked up.
     """
 
-    def __init__(self, learned: LearnedTwist, reward: Reward, beta: float) -> None:
+    def __init__(
+        self, learned: LearnedTwist, reward: Reward, beta: float, *, exact: bool = True
+    ) -> None:
         super().__init__()
-        self.learned, self.reward, self.beta = learned, reward, beta
+        self.learned, self.reward, self.beta, self.exact = learned, reward, beta, exact
 
     def log_psi(self, carry: Any, x: Any) -> Tensor:
         """See :meth:`Twist.log_psi`; the carry is that of a :class:`ForeseeingProgram`."""
         values = self.learned.log_psi(carry, x).detach().clamp(0.0, self.beta)
         ended = carry.tokens[..., -1] == VOCABULARY.stop
-        if bool(ended.any()):
+        if self.exact and bool(ended.any()):
             values[ended] = self.beta * as_double(self.reward(carry.tokens[ended]))
         return values
 
@@ -164,7 +171,8 @@ class MoleculeValue(Twist):
         r"""
         :math:`A_t` of every next token, shape ``(n, V)``: its value, at the last step its reward.
 
-        A stop is looked up where it may have a share of the mass; elsewhere it counts as the best.
+        Where stops are exact, one is looked up if it may have a share of the mass, and counts as
+        the best elsewhere.
 
         :param tokens: so far, shape ``(n, t)``.
         :param hidden: last layer of the network after them, shape ``(n, hidden)``.
@@ -174,13 +182,16 @@ class MoleculeValue(Twist):
         twist, stop = self.learned, VOCABULARY.stop
         network = twist.network
         assert isinstance(network, NextTokenValues)
-        if place + 1 == twist.num_steps:
+        last = place + 1 == twist.num_steps
+        if last:
             values = torch.zeros_like(law, dtype=torch.float64)
         else:
             mean, spread = (each[place, : network.hidden] for each in (twist.mean, twist.spread))
             with torch.no_grad():
                 raw = network.every((hidden - mean) / spread, place)
             values = (as_double(floored(raw)) + twist.offset[place]).clamp(0.0, self.beta)
+        if not (self.exact or last):
+            return values
         others = (as_double(law) + values).index_fill(
             -1, torch.tensor([stop], device=law.device), -torch.inf
         )
@@ -204,9 +215,11 @@ class MoleculeValue(Twist):
         n = len(carry.tokens)
         law, tokens = carry.law.reshape(n, -1), carry.tokens.reshape(n, -1)
         hidden = carry.ahead.reshape(n, *carry.ahead.shape[-2:])[:, -1]
-        aims = self.aims(tokens, hidden, law, self.learned.keys(x))
+        place = self.learned.keys(x)
+        aims = self.aims(tokens, hidden, law, place)
         ended = (tokens == VOCABULARY.stop).any(-1)
-        if bool(ended.any()):
+        looked_up = self.exact or place + 1 == self.learned.num_steps
+        if looked_up and bool(ended.any()):
             # Nothing but another stop follows, and changes nothing.
             aims[ended] = self.beta * as_double(self.reward(tokens[ended])).unsqueeze(-1)
         weighed = orders.to(aims) * aims.unsqueeze(-1) + as_double(law).unsqueeze(-1)
@@ -273,6 +286,7 @@ def learn_value(
         beta=beta,
         network=network,
         features=features,
+        standardize=False,
         num_particles=num_paths,
         rounds=1,
         steps=updates,

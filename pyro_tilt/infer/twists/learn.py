@@ -32,6 +32,7 @@ __all__ = ["learn_twists"]
 @dataclass
 class _Options:
     features: Callable[[Any], Tensor]
+    standardize: bool
     network: str | nn.Module
     num_particles: int
     num_held_out: int
@@ -49,6 +50,7 @@ def learn_twists(
     kwargs: Mapping[str, Any] | None = None,
     network: str | nn.Module = "heads",
     features: Callable[[Any], Tensor] | None = None,
+    standardize: bool = True,
     num_particles: int = 2000,
     rounds: int = 2,
     steps: int = 400,
@@ -90,6 +92,9 @@ def learn_twists(
         they are; ``"shared"``, one network with an embedding of the step; or a module of features
         (N, d) and the position of the step to values (N,).
     :param features: a function of the carry to shape (N, d); by default its tensors side by side.
+    :param standardize: scale the features by their mean and spread at each step. What is of one
+        scale by itself and means the same at every step, as the hidden state of a network, is
+        better left as it is for a network that all steps share.
     :param num_particles: paths per round to train on.
     :param rounds: rounds of running and fitting.
     :param steps: gradient steps per round and step of the program.
@@ -122,6 +127,7 @@ def learn_twists(
     count = check_count("num_particles", num_particles, at_least=2)
     options = _Options(
         features=carry_features if features is None else features,
+        standardize=standardize,
         network=network,
         num_particles=count,
         num_held_out=max(2, round(held_out * count)),
@@ -276,7 +282,7 @@ def _start(
     if not isinstance(network, nn.Module):
         raise TypeError(f"network must be a module, got {type(network).__name__}")
     twist = LearnedTwist(network, keys, dim, features=features)
-    for place in range(count):
+    for place in range(count if options.standardize else 0):
         states = run.states(place).to(twist.mean)
         spread, mean = torch.std_mean(states, 0)
         # Indicators stay as they are: a rare one would be blown up.

@@ -298,6 +298,26 @@ def test_a_network_of_ones_own(tmp_path):
     assert twist.value_calls == 100
 
 
+def test_features_of_one_scale_are_left_as_they_are():
+    program = hidden_walk()
+    options = {"num_particles": 50, "rounds": 1, "steps": 1, "seed": 0, "progress": False}
+    plain = learn_twists(program, standardize=False, **options)
+    scaled = learn_twists(program, **options)
+    assert bool((plain.mean == 0.0).all()) and bool((plain.spread == 1.0).all())
+    assert bool((scaled.spread > 1.5).all())
+
+
+def hidden_walk():
+    def step(x, t):
+        return pyro.sample(f"x_{t}", dist.Normal(x, 3.0))
+
+    def program():
+        last = scan("walk", step, torch.zeros(()), range(3))
+        pyro.factor("end", 0.1 * last)
+
+    return program
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match="without a reward"):
         learn_twists(_walk, beta=1.0)
