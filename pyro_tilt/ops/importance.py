@@ -52,13 +52,17 @@ def summarize(log_weights: Tensor) -> WeightSummary:
     if num == 0:
         nan = as_double(log_weights).new_full(log_weights.shape[:-1], math.nan)
         return WeightSummary(nan, nan.clone(), torch.zeros_like(nan))
-    top, weights = _rescaled(log_weights)
-    mean = weights.mean(-1)
-    centred = weights.sub_(mean.unsqueeze(-1))
-    relative = torch.linalg.vecdot(centred, centred) / (num * mean * mean)
-    error = (relative / (num - 1)).sqrt() if num > 1 else torch.full_like(mean, math.nan)
-    ess = (num / (1.0 + relative)).masked_fill(mean == 0, 0.0)
-    return WeightSummary(top + mean.log(), error, ess)
+    log_weights = as_double(log_weights)
+    top = log_weights.amax(-1)
+    zero = top == -math.inf
+    # The largest probability is the largest weight over the sum of all.
+    probs = torch.softmax(log_weights, -1)
+    value = top - probs.amax(-1).log() - math.log(num)
+    centred = probs.sub_(1.0 / num)
+    relative = torch.linalg.vecdot(centred, centred) * num
+    error = (relative / (num - 1)).sqrt() if num > 1 else torch.full_like(value, math.nan)
+    ess = num / (1.0 + relative)
+    return WeightSummary(value.masked_fill(zero, -math.inf), error, ess.masked_fill(zero, 0.0))
 
 
 def log_mean_exp(log_weights: Tensor) -> Tensor:
