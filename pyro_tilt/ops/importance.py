@@ -57,7 +57,7 @@ def summarize(log_weights: Tensor) -> WeightSummary:
     zero = top == -math.inf
     # The largest probability is the largest weight over the sum of all.
     probs = torch.softmax(log_weights, -1)
-    value = top - probs.amax(-1).log() - math.log(num)
+    value = top - (probs.amax(-1) * num).log()
     centred = probs.sub_(1.0 / num)
     relative = torch.linalg.vecdot(centred, centred) * num
     error = (relative / (num - 1)).sqrt() if num > 1 else torch.full_like(value, math.nan)
