@@ -58,7 +58,7 @@ $(PEERS)/.installed: benchmarks/peers/requirements.txt
 	touch $@
 
 bench-peers: $(STAMP) $(PEERS)/.installed ## constrained writing beside genlm-control and llamppl (2 GB)
-	$(BIN)/python -m benchmarks bench_constrained_peers
+	$(BIN)/python -m benchmarks constrained_peers
 
 tutorials: $(STAMP) ## rebuild the executed notebooks from the scripts
 	$(BIN)/python -m tutorials.build

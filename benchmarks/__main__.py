@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs benchmarks and writes RESULTS.md beside this file: ``python -m benchmarks [NAME ...]``.
 
-Without names every benchmark runs. With names those run, and the sections of the others stay as
-they were. Each runs in a process of its own.
+Without names every benchmark runs. With names (``importance``, ``smc``, ...) those run, and the
+sections of the others stay as they were. Each runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -83,9 +83,11 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == [HERE]:
         run_here(arguments[1])
         return 0
+    arguments = [name if name.startswith("bench_") else f"bench_{name}" for name in arguments]
     unknown = sorted(set(arguments) - set(MODULES))
     if unknown:
-        raise SystemExit(f"no benchmarks {unknown}; there are {', '.join(MODULES)}")
+        known = ", ".join(name.removeprefix("bench_") for name in MODULES)
+        raise SystemExit(f"no benchmarks {', '.join(unknown)}; there are {known}")
     if not arguments:
         write({})
     missed = 0
