@@ -37,7 +37,7 @@ class Estimate(NamedTuple):
         return f"{self.value:.4g} ± {self.error:.2g}"
 
 
-_UNKNOWN = Estimate(math.nan, math.nan)
+UNKNOWN = Estimate(math.nan, math.nan)
 
 
 def kl_to_base(result: WeightedSamples) -> Estimate:
@@ -54,8 +54,8 @@ def kl_to_base(result: WeightedSamples) -> Estimate:
     any, so that q is the target and not the law of the draws.
 
     :param result: draws with a reward.
-    :returns: nats; nan where the result has no one beta, or neither weights that undo the tilt
-        nor base draws to compare with.
+    :returns: nats; nan where the result has no one beta, neither weights that undo the tilt nor
+        base draws to compare with, or draws of a search that nothing corrects to its target.
     :raises ValueError: for a result without rewards.
 
     >>> import torch
@@ -76,21 +76,24 @@ def kl_to_base(result: WeightedSamples) -> Estimate:
     if "reward" not in result.stats:
         raise ValueError('kl_to_base needs stats["reward"], which this result does not have')
     if result.beta is None:
-        return _UNKNOWN
+        return UNKNOWN
     if result.beta == 0:
         return Estimate(0.0, 0.0)
+    searched = result.kind == "iid" and result.certificate.law == "search"
+    if searched and result.residual_log_weights is None:
+        return UNKNOWN
     reward, beta = reward_and_beta(result)
     log_weights = target_log_weights(result)
     if not bool((log_weights > -math.inf).any()):
-        return _UNKNOWN
+        return UNKNOWN
     spent, spent_influence = _mean(beta * reward, log_weights)
     if _paired(result):
         base = base_view(result).log_weights
         value = spent - log_mean_exp(log_weights) + log_mean_exp(base)
         influence = spent_influence - _relative(log_weights) + _relative(base)
-        return Estimate(max(float(value), 0.0), _error(influence, result))
-    gained = _log_mean_tilt(result, beta)
-    spent_error = _error(spent_influence, result)
+        return Estimate(max(float(value), 0.0), error_of_mean(influence, result))
+    gained = log_mean_tilt(result, beta)
+    spent_error = error_of_mean(spent_influence, result)
     return Estimate(max(float(spent) - gained.value, 0.0), math.hypot(spent_error, gained.error))
 
 
@@ -127,7 +130,7 @@ def reward_gain(result: WeightedSamples, *, corrected: bool = False) -> Estimate
     reward = as_double(result.stats["reward"].detach())
     log_weights = target_log_weights(result) if corrected else result.log_weights
     if not bool((log_weights > -math.inf).any()):
-        return _UNKNOWN
+        return UNKNOWN
     after, after_influence = _mean(reward, log_weights)
     paired = _paired(result)
     if paired:
@@ -136,14 +139,16 @@ def reward_gain(result: WeightedSamples, *, corrected: bool = False) -> Estimate
         base_reward = as_double(result.base.reward)
         base_weights = as_double(result.base.log_factors)
     else:
-        return _UNKNOWN
+        return UNKNOWN
     before, before_influence = _mean(base_reward, base_weights)
     gain = float(after - before)
     if not math.isfinite(gain):
         return Estimate(gain, math.nan)
     if paired:
-        return Estimate(gain, _error(after_influence - before_influence, result))
-    return Estimate(gain, math.hypot(_error(after_influence, result), _plain(before_influence)))
+        return Estimate(gain, error_of_mean(after_influence - before_influence, result))
+    return Estimate(
+        gain, math.hypot(error_of_mean(after_influence, result), _plain(before_influence))
+    )
 
 
 def total_variation(result: WeightedSamples) -> Estimate:
@@ -176,7 +181,7 @@ def total_variation(result: WeightedSamples) -> Estimate:
         return Estimate(certificate.total_variation, 0.0)
     if certificate.estimated_total_variation is not None:
         return Estimate(certificate.estimated_total_variation, math.nan)
-    return _UNKNOWN
+    return UNKNOWN
 
 
 def _paired(result: WeightedSamples) -> bool:
@@ -202,11 +207,11 @@ def _mean(values: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
     return mean, weights * (values - mean)
 
 
-def _log_mean_tilt(result: WeightedSamples, beta: float) -> Estimate:
+def log_mean_tilt(result: WeightedSamples, beta: float) -> Estimate:
     """The log of E_p e^{beta r} under the base given its observations."""
     base = result.base
     if base is None or not len(base.reward):
-        return _UNKNOWN
+        return UNKNOWN
     factors = as_double(base.log_factors)
     floor = log_mean_exp(factors)
     known = float(result.log_normalizer_error)
@@ -228,7 +233,7 @@ def _plain(influence: Tensor) -> float:
     return float(influence.std()) / math.sqrt(count) if count > 1 else math.nan
 
 
-def _error(influence: Tensor, result: WeightedSamples) -> float:
+def error_of_mean(influence: Tensor, result: WeightedSamples) -> float:
     """
     Standard error of the mean influence.
 

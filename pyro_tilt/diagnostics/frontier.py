@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from pyro_tilt.diagnostics import reading
-from pyro_tilt.diagnostics.estimators import Estimate, kl_to_base
+from pyro_tilt.diagnostics.draws_kl import Kind, Outcomes, kl_of_draws
+from pyro_tilt.diagnostics.estimators import Estimate
 from pyro_tilt.infer.weighted_samples import WeightedSamples
 
 if TYPE_CHECKING:
@@ -23,43 +23,72 @@ class Runnable(Protocol):
     def run(self, *args: Any, **kwargs: Any) -> WeightedSamples: ...
 
 
+KINDS: tuple[Kind, ...] = ("exact", "estimate", "bound")
+
+
 @dataclass(frozen=True)
 class FrontierPoint:
     """
     One sampler at one strength.
 
     :ivar label: of the sampler; points of one label make a curve.
-    :ivar kl: divergence from the base in nats; an upper bound of it where ``kl_is_bound``.
+    :ivar kl: divergence of the law of the draws from the base in nats.
     :ivar reward: expected reward of the draws.
     :ivar beta: strength, where there is one.
-    :ivar kl_is_bound: whether the divergence is known only to be at most ``kl``.
+    :ivar kl_kind: whether ``kl`` is ``"exact"``, an ``"estimate"`` or a ``"bound"``, which the
+        divergence does not exceed; by default exact where its error is zero.
+    :raises ValueError: for another kind.
 
-    >>> FrontierPoint("base", kl=Estimate(0.0, 0.0), reward=Estimate(1.0, 0.1)).kl_is_bound
-    False
+    >>> FrontierPoint("base", kl=Estimate(0.0, 0.0), reward=Estimate(1.0, 0.1)).kl_kind
+    'exact'
     """
 
     label: str
     kl: Estimate
     reward: Estimate
     beta: float | None = None
-    kl_is_bound: bool = False
+    kl_kind: Kind | None = None
+
+    def __post_init__(self) -> None:
+        if self.kl_kind is None:
+            object.__setattr__(self, "kl_kind", "exact" if self.kl.error == 0.0 else "estimate")
+        if self.kl_kind not in KINDS:
+            raise ValueError(f"kl_kind must be one of {', '.join(KINDS)}; got {self.kl_kind!r}")
+
+    @property
+    def kl_is_bound(self) -> bool:
+        """Whether the divergence is known only to be at most ``kl``."""
+        return self.kl_kind == "bound"
 
 
-def reward_kl_frontier(entries: Entries, *args: Any, **kwargs: Any) -> list[FrontierPoint]:
+def reward_kl_frontier(
+    entries: Entries, *args: Any, outcomes: Outcomes | None = None, **kwargs: Any
+) -> list[FrontierPoint]:
     r"""
     Expected reward against divergence from the base, each with its Monte Carlo error.
 
     Among all laws of a given :math:`\mathrm{KL}(q \,\|\, p)` the tilts
     :math:`q \propto p\, e^{\beta r}` have the largest expected reward, so that their curve is the
     frontier and other samplers lie on or below it. The reward is the mean over the draws as they
-    are, by their weights where they have any; the divergence is that of their target (see
-    :func:`kl_to_base`). Best-of-n has no beta and states an upper bound of its divergence.
+    are, by their weights where they have any, and the divergence is that of the law which these
+    draws follow:
+
+    * ``BestOfN``, ``SoftBestOfN``, ``ExpBestOfN`` and ``TruncatedRejection`` follow a law of their
+      own at every n, far from the tilt where n is small. It is exact with ``outcomes``; otherwise
+      it is estimated from the base draws of the run, equal rewards forming one class, except for
+      best-of-n without ties, which attains its bound.
+    * Choices after blocks of steps, and speculative rejection, state a bound.
+    * ``LCB`` follows the tilt clipped at its baseline, and the other samplers their target (see
+      :func:`kl_to_base`).
 
     :param entries: results, samplers or points; one of them, several, or a mapping of labels to
         one or several. Several under one label make a curve.
     :param args: arguments of the program, for the samplers, which are run.
-    :param kwargs: its keyword arguments.
-    :returns: points in the order given.
+    :param outcomes: probabilities and rewards of all outcomes of the program, of shape (K,) each,
+        where they can be listed.
+    :param kwargs: keyword arguments of the program.
+    :returns: points in the order given, each of which says whether its divergence is exact, an
+        estimate or a bound; nan where the law of the draws has no known divergence.
     :raises TypeError: for anything else.
     :raises ValueError: for a result without rewards.
 
@@ -73,7 +102,7 @@ def reward_kl_frontier(entries: Entries, *args: Any, **kwargs: Any) -> list[Fron
     >>> point.label, round(point.reward.value, 1), round(point.kl.value, 1)
     ('ImportanceSampler', 0.5, 0.1)
     """
-    return [_point(label, entry, args, kwargs) for label, entry in _labelled(entries)]
+    return [_point(label, entry, outcomes, args, kwargs) for label, entry in _labelled(entries)]
 
 
 def _labelled(entries: Any) -> Iterator[tuple[str | None, Any]]:
@@ -95,7 +124,11 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _point(
-    label: str | None, entry: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    label: str | None,
+    entry: Any,
+    outcomes: Outcomes | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> FrontierPoint:
     if isinstance(entry, FrontierPoint):
         return entry
@@ -111,13 +144,11 @@ def _point(
         raise ValueError(
             f"{name}: the frontier needs stats['reward'], which this result does not have"
         )
-    kl = kl_to_base(result)
-    bound = result.info.get("kl_upper_bound", math.nan)
-    bounded = math.isnan(kl.value) and not math.isnan(bound)
+    kl, kind = kl_of_draws(result, outcomes)
     return FrontierPoint(
         name,
-        kl=Estimate(bound, 0.0) if bounded else kl,
+        kl=kl,
         reward=Estimate(side.mean, side.error),
         beta=result.beta,
-        kl_is_bound=bounded,
+        kl_kind=kind,
     )

@@ -89,12 +89,12 @@ def after(result: WeightedSamples) -> Side | None:
 
     None where the draws have no reward.
     """
-    from pyro_tilt.diagnostics.estimators import _error
+    from pyro_tilt.diagnostics.estimators import error_of_mean
 
     reward = result.stats.get("reward")
     if reward is None or len(reward) == 0:
         return None
-    return _side(reward, result.log_weights, lambda influence: _error(influence, result))
+    return _side(reward, result.log_weights, lambda influence: error_of_mean(influence, result))
 
 
 def _side(reward: Tensor, log_weights: Tensor, error_of: Callable[[Tensor], float]) -> Side:

@@ -22,7 +22,7 @@ from pyro_tilt.infer.early_exit import (
     miss_upper,
 )
 from pyro_tilt.infer.pooled import refuse_shared_minibatches
-from pyro_tilt.infer.sampler import Run, Sampler, check_count
+from pyro_tilt.infer.sampler import Run, check_count
 from pyro_tilt.infer.selection.engine import StepSelector
 from pyro_tilt.infer.selection.groups import Choose, Selected
 from pyro_tilt.infer.soft_best_of_n import warn_of_lost
@@ -105,7 +105,7 @@ class ExpBestOfN(EarlyExit):
 
 
 def attempts_result(
-    sampler: Sampler, run: Run, found: Attempts, bound: float, certificate: Certificate
+    sampler: EarlyExit, run: Run, found: Attempts, bound: float, certificate: Certificate
 ) -> WeightedSamples:
     """The draws of slots that propose until they hit."""
     weights = found.draws.log_weights
@@ -129,6 +129,7 @@ def attempts_result(
         stats=stats,
         beta=run.proposal.beta,
         info={
+            "n": float(sampler.n),
             "hit_rate": float(found.hit.double().mean()),
             "total_proposals": float(total),
             "wasted": float(found.drawn - total),
@@ -221,7 +222,11 @@ class ExpBlockBestOfN(StepSelector):
             cost=cost,
             stats=stats,
             beta=run.proposal.beta if selected.reward is not None else None,
-            info={"n": float(self.n), "lost": float(lost.double().mean())},
+            info={
+                "n": float(self.n),
+                "lost": float(lost.double().mean()),
+                "kl_upper_bound": selected.kl_upper_bound(self.n),
+            },
             sampler="ExpBestOfN",
             program=self.program,
             args=run.args,

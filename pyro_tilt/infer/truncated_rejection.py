@@ -198,6 +198,8 @@ class TruncatedBlockRejection(StepSelector):
             info={
                 "n": float(self.n),
                 "hit_rate": float((fallbacks == 0).double().mean()),
+                # No outcome of a block is more than n + 1 times as likely as before.
+                "kl_upper_bound": selected.columns.shape[-1] * math.log(self.n + 1),
                 "log_bound": _finite_bound(run.proposal, self.log_bound),
             },
             sampler="TruncatedRejection",

@@ -13,18 +13,26 @@ from pyro_tilt.diagnostics.plots import style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.typing import FillStyleType
 
+    from pyro_tilt.diagnostics.draws_kl import Kind
     from pyro_tilt.diagnostics.frontier import Entries
 
 _MARKERS = "osD^vP*X"
+_FILLS: dict[Kind, tuple[FillStyleType, str]] = {
+    "exact": ("full", "KL exact"),
+    "estimate": ("left", "KL estimated"),
+    "bound": ("none", "KL at most"),
+}
 
 
 def plot_frontier(entries: Entries, *args: Any, ax: Axes | None = None, **kwargs: Any) -> Axes:
     """
     Expected reward against divergence from the base, with two standard errors either way.
 
-    Points of one label are joined in the order of their divergence. A divergence that is known by
-    an upper bound alone has an open mark with an arrow to the left.
+    Points of one label are joined in the order of their divergence. A mark is full where the
+    divergence is exact, half full where it is an estimate, and open, with an arrow to the left,
+    where it is an upper bound; the legend says so for the kinds that occur.
 
     :param entries: see :func:`reward_kl_frontier`, as are ``args`` and ``kwargs``; its points
         can be passed as well.
@@ -51,6 +59,7 @@ def plot_frontier(entries: Entries, *args: Any, ax: Axes | None = None, **kwargs
         curve = sorted((p for p in known if p.label == label), key=lambda p: p.kl.value)
         marker = _MARKERS[i // len(style.CYCLE) % len(_MARKERS)]
         _curve(ax, curve, style.CYCLE[i % len(style.CYCLE)], marker)
+    _kinds(ax, {point.kl_kind for point in known})
     missing = len(points) - len(known)
     if missing:
         style.note(ax, f"{missing} of {len(points)} points not known", x=0.98, y=0.02)
@@ -68,27 +77,27 @@ def plot_frontier(entries: Entries, *args: Any, ax: Axes | None = None, **kwargs
 def _curve(ax: Axes, curve: list[FrontierPoint], color: str, marker: str) -> None:
     kl, reward = (np.array([getattr(point, name) for point in curve]) for name in ("kl", "reward"))
     errors = [2.0 * np.nan_to_num(each[:, 1]) for each in (kl, reward)]
-    bound = np.array([point.kl_is_bound for point in curve])
+    kinds = np.array([point.kl_kind for point in curve])
     ax.plot(kl[:, 0], reward[:, 0], color=color, linewidth=1.2, alpha=0.6)
-    for flag, face in ((False, color), (True, "white")):
-        at = bound == flag
+    for kind, (fill, _) in _FILLS.items():
+        at = kinds == kind
         if not at.any():
             continue
-        first = flag == bound[0]
         ax.errorbar(
             kl[at, 0],
             reward[at, 0],
-            xerr=None if flag else errors[0][at],
+            xerr=errors[0][at] if kind == "estimate" else None,
             yerr=errors[1][at],
             linestyle="none",
             marker=marker,
-            markersize=5,
+            markersize=6,
             color=color,
-            markerfacecolor=face,
+            fillstyle=fill,
+            markerfacecoloralt="white",
             capsize=2,
             elinewidth=1.0,
-            label=curve[0].label + (" (KL at most)" if flag else "") if first else None,
         )
+    _key(ax, curve[0].label, marker, color, "full")
     for point in (p for p in curve if p.kl_is_bound):
         ax.annotate(
             "",
@@ -97,3 +106,24 @@ def _curve(ax: Axes, curve: list[FrontierPoint], color: str, marker: str) -> Non
             textcoords="offset points",
             arrowprops={"arrowstyle": "<-", "color": color, "linewidth": 1.0},
         )
+
+
+def _kinds(ax: Axes, kinds: set[Kind | None]) -> None:
+    """Entries of the legend for the kinds of divergence."""
+    for kind, (fill, text) in _FILLS.items():
+        if kind in kinds:
+            _key(ax, text, "o", "0.4", fill)
+
+
+def _key(ax: Axes, text: str, marker: str, color: str, fill: FillStyleType) -> None:
+    ax.plot(
+        [],
+        [],
+        linestyle="none",
+        marker=marker,
+        markersize=6,
+        color=color,
+        fillstyle=fill,
+        markerfacecoloralt="white",
+        label=text,
+    )

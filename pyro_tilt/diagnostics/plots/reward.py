@@ -75,10 +75,12 @@ def _histogram(ax: Axes, side: reading.Side, name: str, color: str, edges: np.nd
 
 
 def _title(result: WeightedSamples, before: reading.Side | None, after: reading.Side) -> str:
-    from pyro_tilt.diagnostics.estimators import kl_to_base
+    from pyro_tilt.diagnostics.draws_kl import kl_of_draws
 
     start = "" if before is None else f"{before.mean:.3g} → "
     title = f"expected reward {start}{after.mean:.3g}"
-    kl = kl_to_base(result)
+    kl, kind = kl_of_draws(result)
+    if kind == "bound":
+        return f"{title}\nKL spent at most {kl.value:.3g} nats"
     spent = plus_minus(float(kl.value), float(kl.error))
     return title if spent == "unknown" else f"{title}\nKL spent {spent} nats"

@@ -109,7 +109,7 @@ class BlockBestOfN(StepSelector):
             ),
             cost=cost,
             stats={} if selected.reward is None else {"reward": selected.reward},
-            info={"n": float(self.n)},
+            info={"n": float(self.n), "kl_upper_bound": selected.kl_upper_bound(self.n)},
             sampler=type(self).__name__,
             program=self.program,
             args=run.args,

@@ -41,6 +41,17 @@ class Selected:
     def __len__(self) -> int:
         return len(self.log_evidence)
 
+    def kl_upper_bound(self, n: int) -> float:
+        r"""
+        A bound on the divergence from the program of a largest noisy score among n at every choice.
+
+        A choice of row and noise is best-of-n, which costs :math:`\log n - (n - 1)/n` at most, and
+        the row alone is no further away (derived here). Choices add up by the chain rule.
+
+        :param n: rows that a choice is made from.
+        """
+        return self.columns.shape[-1] * (math.log(n) - 1.0 + 1.0 / n)
+
 
 class Groups:
     """

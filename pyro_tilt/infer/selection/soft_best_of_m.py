@@ -119,7 +119,11 @@ class SoftBestOfM(StepSelector):
             cost=cost,
             stats=stats,
             beta=run.proposal.beta if selected.reward is not None else None,
-            info={"m": float(self.m), "lost": float(lost.double().mean())},
+            info={
+                "m": float(self.m),
+                "lost": float(lost.double().mean()),
+                "kl_upper_bound": selected.kl_upper_bound(self.m),
+            },
             sampler=type(self).__name__,
             program=self.program,
             args=run.args,

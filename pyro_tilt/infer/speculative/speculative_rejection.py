@@ -140,6 +140,8 @@ class SpeculativeRejection(Sampler):
             stats={"reward": reward, "index": torch.cat([part.index for part in parts])},
             info={
                 "n": float(self.n),
+                # No draw is more than n times as likely as before.
+                "kl_upper_bound": math.log(self.n),
                 "alpha": self.alpha,
                 "survivors": float(parts[0].survivors),
                 "step_rows": float(step_rows),

@@ -34,7 +34,7 @@ def test_points_lie_on_the_exact_curve_within_their_errors(beta, seed):
     assert abs(point.reward.value - reward) < 4.9 * point.reward.error
     assert abs(point.kl.value - kl) < 4.9 * point.kl.error
     assert point.reward.error < 0.1 and point.kl.error < 0.05
-    assert point.beta == beta and not point.kl_is_bound
+    assert point.beta == beta and point.kl_kind == "estimate" and not point.kl_is_bound
 
 
 def test_the_stated_errors_are_those_over_seeds():
@@ -71,7 +71,24 @@ def test_best_of_n_states_its_bound():
     assert point.kl_is_bound
     assert point.kl.value == pytest.approx(math.log(4) - 0.75)
     ax = plot_frontier([point])
-    assert "KL at most" in ax.get_legend().get_texts()[0].get_text()
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["best of 4", "KL at most"]
+
+
+def test_kinds_of_divergence_are_told_apart_in_the_plot():
+    one, nothing, some = Estimate(1.0, 0.1), Estimate(0.5, 0.0), Estimate(0.6, 0.1)
+    points = [
+        FrontierPoint("a", kl=nothing, reward=one),
+        FrontierPoint("a", kl=some, reward=one),
+        FrontierPoint("b", kl=Estimate(0.9, 0.0), reward=one, kl_kind="bound"),
+    ]
+    assert [point.kl_kind for point in points] == ["exact", "estimate", "bound"]
+    ax = plot_frontier(points)
+    marks = [bars[0] for bars in ax.containers]
+    assert [mark.get_fillstyle() for mark in marks] == ["full", "left", "none"]
+    texts = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert texts == ["a", "b", "KL exact", "KL estimated", "KL at most"]
+    with pytest.raises(ValueError, match="kl_kind must be one of exact, estimate, bound"):
+        FrontierPoint("a", kl=nothing, reward=one, kl_kind="guess")
 
 
 def test_what_has_no_reward_or_is_no_result_is_refused(weighted):
