@@ -58,6 +58,10 @@ class GSI(TwoModelSampler):
 
     The evidence is the mean of :math:`\tilde w` over draws of the draft, unbiased whatever the
     threshold; by blocks with a finite threshold there is none (0 by convention, its error nan).
+    The base draws of the result are draws of the draft, before any choice, with weights
+    :math:`\pi_B/\pi_S` towards the target. Draws of the target itself are made only where the draft
+    failed, and by blocks no draw is whole before a choice, so that there are none.
+
     ``info`` has the rows of either model (``draft_rows``, ``target_rows``, drawn or scored, a part
     of the steps counting as that part of a row; ``draft_network_rows`` and ``target_network_rows``
     of counted modules), and ``cost.base_draws`` their sum.
@@ -196,6 +200,7 @@ class GSI(TwoModelSampler):
             stats=stats,
             beta=self.beta,
             info={"n": float(self.n), **info},
+            base=kept.base,
             sampler=type(self).__name__,
             program=self.program,
             args=run.args,

@@ -27,12 +27,15 @@ class Choice:
     :ivar capped: whether the fallback gave up on its condition, (C,).
     :ivar log_means: log mean weights of draws of the draft, unbiased for the evidence; None for a
         rule without weights.
+    :ivar drafts: reward and log ratio of the draft's first draws, which no choice had part in, (M,)
+        each; None where they are not scored.
     """
 
     kept: Candidates
     accepted: Tensor
     capped: Tensor
     log_means: Tensor | None
+    drafts: tuple[Tensor, Tensor] | None = None
 
 
 class Rule(Protocol):
@@ -89,7 +92,7 @@ class ThresholdRule:
                 done = torch.ones_like(done)
             kept.put(waiting[done], other.take(_where(done)))
             waiting = waiting[~done]
-        return Choice(kept, accepted, capped, log_mean_exp(weights))
+        return Choice(kept, accepted, capped, log_mean_exp(weights), _scored(drafts))
 
 
 @dataclass
@@ -112,7 +115,7 @@ class ExactRule:
         """See :class:`Rule`."""
         kept: Candidates | None = None
         accepted = torch.zeros(len(chains), dtype=torch.bool)
-        log_means = None
+        log_means, scored = None, None
         waiting, looked, width = torch.arange(len(chains)), 0, 1
         while len(waiting) and looked < self.width:
             width = min(width, self.width - looked)
@@ -125,7 +128,7 @@ class ExactRule:
             rows = torch.arange(len(waiting)) * width + first
             found = drafts.take(rows)
             if kept is None:
-                kept = found
+                kept, scored = found, _scored(drafts)
             else:
                 kept.put(waiting[hit], found.take(_where(hit)))
             accepted[waiting[hit]] = True
@@ -133,7 +136,7 @@ class ExactRule:
         assert kept is not None
         if len(waiting):
             kept.put(waiting, _fallback(source, chains[waiting], self, generator))
-        return Choice(kept, accepted, torch.zeros_like(accepted), log_means)
+        return Choice(kept, accepted, torch.zeros_like(accepted), log_means, scored)
 
     def _first(self, weights: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The first column accepted in each row, and whether there is one."""
@@ -172,6 +175,12 @@ def _fallback(
     # The ratio judges the choice and takes no part in it.
     plain = Candidates(drawn.reward, None, None).log_weights(rule.beta)
     return _chosen(drawn, plain.reshape(len(chains), rule.width), generator)
+
+
+def _scored(drafts: Candidates) -> tuple[Tensor, Tensor] | None:
+    if drafts.log_ratio is None:
+        return None
+    return drafts.reward.clone(), drafts.log_ratio.clone()
 
 
 def _chosen(drawn: Candidates, weights: Tensor, generator: torch.Generator) -> Candidates:

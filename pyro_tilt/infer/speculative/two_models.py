@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from pyro_tilt.infer.cost import Cost
-from pyro_tilt.infer.pooled import refuse_shared_minibatches
+from pyro_tilt.infer.pooled import BASE_DRAWS_KEPT, refuse_shared_minibatches
 from pyro_tilt.infer.proposal import ProgramProposal
 from pyro_tilt.infer.sampler import Run, Sampler, check_count
 from pyro_tilt.infer.speculative.blocks import BlockSource, Value
 from pyro_tilt.infer.speculative.models import MeteredProgram, check_programs, split_aligned
-from pyro_tilt.infer.speculative.rules import Rule
+from pyro_tilt.infer.speculative.rules import Choice, Rule
 from pyro_tilt.infer.speculative.whole import WholeSource
-from pyro_tilt.infer.weighted_samples import WeightedSamples
+from pyro_tilt.infer.weighted_samples import BaseDraws, WeightedSamples
 from pyro_tilt.poutine.align import align
 
 __all__ = ["Kept", "TwoModelSampler"]
@@ -37,6 +37,7 @@ class Kept:
     :ivar capped: whether a fallback gave up on its condition, (N,).
     :ivar log_means: log mean weights of the draft's draws, whose mean is the evidence wherever the
         draft was always kept; None where there are none.
+    :ivar base: draws of the draft with their weights towards the target; None where there are none.
     """
 
     samples: dict[str, Tensor]
@@ -44,6 +45,7 @@ class Kept:
     accepted: Tensor
     capped: Tensor
     log_means: Tensor | None
+    base: BaseDraws | None = None
 
 
 class TwoModelSampler(Sampler):
@@ -135,7 +137,7 @@ class TwoModelSampler(Sampler):
         source.prepare(scored_drafts=self._weighs, scored_targets=self._debiased)
         # As with the first plain run, those that learned the sites of each pass are no cost.
         run.rows.rows = None
-        parts = []
+        parts: list[Kept] = []
         with run.bar(self.num_samples) as bar:
             for count in _batches(self.num_samples, most):
                 choice = rule(source, torch.arange(count), generator)
@@ -143,7 +145,9 @@ class TwoModelSampler(Sampler):
                 means = choice.log_means
                 reward = choice.kept.reward
                 accepted = choice.accepted.double()
-                parts.append(Kept(values, reward, accepted, choice.capped, means))
+                seen = sum(len(part.base.reward) for part in parts if part.base is not None)
+                base = _base(choice, BASE_DRAWS_KEPT - seen)
+                parts.append(Kept(values, reward, accepted, choice.capped, means, base))
                 bar.update(count)
         return _joined(parts), Cost(reward_calls=source.reward_calls)
 
@@ -192,7 +196,15 @@ def _batches(total: int, most: int) -> list[int]:
     return [min(most, total - start) for start in range(0, total, most)]
 
 
+def _base(choice: Choice, most: int) -> BaseDraws | None:
+    if choice.drafts is None or most <= 0:
+        return None
+    reward, ratio = (each[:most] for each in choice.drafts)
+    return BaseDraws(reward=reward, log_factors=ratio)
+
+
 def _joined(parts: list[Kept]) -> Kept:
+    bases = [part.base for part in parts if part.base is not None]
     means = [part.log_means for part in parts if part.log_means is not None]
     return Kept(
         samples={name: torch.cat([p.samples[name] for p in parts]) for name in parts[0].samples},
@@ -200,4 +212,10 @@ def _joined(parts: list[Kept]) -> Kept:
         accepted=torch.cat([part.accepted for part in parts]),
         capped=torch.cat([part.capped for part in parts]),
         log_means=torch.cat(means) if means else None,
+        base=BaseDraws(
+            reward=torch.cat([base.reward for base in bases]),
+            log_factors=torch.cat([base.log_factors for base in bases]),
+        )
+        if bases
+        else None,
     )

@@ -22,6 +22,7 @@ from speculative_cases import (
 )
 
 from pyro_tilt import align, scan
+from pyro_tilt.diagnostics import kl_to_base
 from pyro_tilt.infer import GSI, SamplerWarning, SoftBestOfN, ZeroWeights, counted
 from pyro_tilt.infer.speculative import rules
 from pyro_tilt.language import TabularLM, laws
@@ -356,3 +357,36 @@ def test_equal_models_and_soft_best_of_n_share_their_draws():
     same = GSI(TARGET.program(), draft=TARGET.program(), threshold=-math.inf, **options).run()
     assert torch.equal(soft.samples["tokens"], same.samples["tokens"])
     torch.testing.assert_close(soft.residual_log_weights, same.residual_log_weights)
+
+
+@pytest.mark.parametrize("options", [{"threshold": 0.4}, {"accept": "exact", "log_bound": 6.0}])
+def test_base_draws_are_weighted_draws_of_the_draft(options):
+    result = GSI(
+        TARGET.program(), draft=DRAFT.program(), reward=reward, beta=BETA, n=3,
+        num_samples=3000, seed=2, progress=False, **options,
+    ).run()  # fmt: skip
+    base = result.base
+    # Of accept="exact" the first draw of each chain alone comes before any choice.
+    assert len(base.reward) == (9000 if "threshold" in options else 3000)
+    ratio = (TARGET.law() / DRAFT.law()).double()
+    weights = base.log_factors.exp()
+    for level in TABLE.unique():
+        inside = level == TABLE
+        hits = (base.reward == level).double()
+        share, law = hits.mean(), DRAFT.law()[inside].sum()
+        # 22 levels, two statistics, two cases: 5.5 standard errors make false alarms at 4e-6.
+        assert abs(share - law) < 5.5 * (law * (1.0 - law) / len(hits)).sqrt() + 1e-12
+        mass, spread = (weights * hits).mean(), (weights * hits).std() / len(hits) ** 0.5
+        assert abs(mass - TARGET.law()[inside].sum()) < 5.5 * spread + 1e-12
+        gaps = (weights[hits.bool()].unsqueeze(-1) - ratio[inside]).abs().amin(-1)
+        assert bool((gaps < 1e-6 * weights[hits.bool()]).all())
+
+
+def test_blocks_and_searches_claim_nothing_of_the_base():
+    soft = TARGET.soft_values(TABLE.clamp(min=0.0), BETA)
+    pair = {"draft": DRAFT.program(), "reward": lambda y: reward(y).clamp(min=0.0), "seed": 0}
+    options = {"beta": BETA, "n": 3, "num_samples": 50, **pair}
+    blocks = GSI(TARGET.program(), block=1, value=TARGET.value_function(soft), **options).run()
+    assert blocks.base is None
+    whole = GSI(TARGET.program(), **options).run()
+    assert whole.base is not None and math.isnan(kl_to_base(whole).value)
