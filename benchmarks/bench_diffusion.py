@@ -49,7 +49,8 @@ def mixture() -> dist.MixtureSameFamily:
 THETA = torch.tensor([SIZE, 0.0], dtype=F64)
 SETTINGS: dict[str, tuple[Callable[[int], diffusion.Schedule], str]] = {
     "VP ancestral": (diffusion.VP.linear, "ancestral"),
-    "VE Heun": (lambda steps: diffusion.VE.geometric(steps, 80.0), "heun"),
+    # An ODE keeps the error of its start, a centre of zero: about |mean| / sigma_max of a weight.
+    "VE Heun": (lambda steps: diffusion.VE.geometric(steps, 200.0), "heun"),
     "rectified flow": (diffusion.RectifiedFlow, "euler"),
 }
 
