@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,18 +12,22 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pyro_tilt.infer.errors import SamplerWarning
 from pyro_tilt.infer.sampler import Run
 from pyro_tilt.infer.tilts.diffusion_tilt import DiffusionTilt, TiltDraws
 from pyro_tilt.infer.tilts.linear_draws import check_tilts, choose_form, linear_tilt_draws
 from pyro_tilt.infer.tilts.linear_warm import warm_start
 from pyro_tilt.infer.tilts.normalizers import line_normalizer
 from pyro_tilt.infer.tilts.protocols import DiffusionModel
+from pyro_tilt.infer.weighted_samples import WeightedSamples
 from pyro_tilt.rewards import Linear
 
 __all__ = ["LinearTilt"]
 
 # A learned network is trusted up to this shift, in standard deviations of the noise.
 DEFAULT_MAX_Z = 1.0
+# A negative divergence is believed from so many errors on, unless it is as small as this.
+_TRUSTED, _SMALL = 3.0, 0.01
 
 
 class LinearTilt(DiffusionTilt):
@@ -60,6 +65,10 @@ class LinearTilt(DiffusionTilt):
     :param ess_threshold: least share of effective draws at a rung of the warm start.
     :param num_samples: draws per chain; see :class:`~pyro_tilt.infer.Sampler` for the other
         options ``num_chains``, ``seed``, ``progress`` and ``max_batch``.
+    A divergence that is negative beyond its error shows that draws and evidence contradict each
+    other, as they may where a network is asked far from what it was trained on; a
+    :class:`~pyro_tilt.infer.SamplerWarning` then names z.
+
     :raises TypeError: for a base that is no diffusion model.
     :raises ValueError: if theta has another shape than the model's states, as when pixels and
         latents are mixed up; for ``form="start"`` with a sampler that it is wrong for.
@@ -117,6 +126,35 @@ class LinearTilt(DiffusionTilt):
         self.max_z = default if max_z is None else float(max_z)
         self.ess_threshold = ess_threshold
         self._size = abs(self.beta) * float(slope.double().norm())
+
+    def _sample(self, run: Run) -> WeightedSamples:
+        result = super()._sample(run)
+        self._warn_of_negative_kl(result)
+        return result
+
+    def _warn_of_negative_kl(self, result: WeightedSamples) -> None:
+        rewards, kl = result.stats["reward"].double(), result.info["kl"]
+        # A single draw has no error to hold a negative divergence against.
+        if len(rewards) < 2:
+            return
+        spread = abs(self.beta) * float(rewards.std()) / math.sqrt(len(rewards))
+        error = math.hypot(spread, float(result.log_normalizer_error))
+        if not kl < -max(_TRUSTED * error, _SMALL):
+            return
+        ways = "lower theta or beta"
+        if not self.base.exact:
+            ways = (
+                f"set max_z (now {self.max_z:g}; {DEFAULT_MAX_Z:g} by default), above which the "
+                f"run starts from a reweighted base, or {ways}"
+            )
+        warnings.warn(
+            f"LinearTilt: the divergence from the base comes out as {kl:.3g} nats with an error of "
+            f"{error:.2g}, below zero, so that draws and evidence cannot both be right. The tilt "
+            f"asks the model for states shifted by up to z = {result.info['z_max']:.3g} standard "
+            f"deviations of the noise: {ways}, or take more steps",
+            SamplerWarning,
+            stacklevel=5,
+        )
 
     def _draw(self, run: Run, bar: tqdm) -> TiltDraws:
         return self.draw(bar.update)

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 from pyro_tilt import diffusion, rewards
-from pyro_tilt.infer import LinearTilt
+from pyro_tilt.infer import LinearTilt, SamplerWarning
 from pyro_tilt.infer.tilts import linear_tilt_draws
 from pyro_tilt.testing.gates import P_VALUE, Z_SCORE
 
@@ -264,6 +264,46 @@ def test_an_inexact_model_has_a_cap_and_an_estimated_evidence():
     assert 0.0 < float(result.log_normalizer_error) < 0.1
     cold = LinearTilt(base, THETA, max_z=1e6, num_samples=100, seed=0).run()
     assert abs(float(cold.log_normalizer) - exact) < 1e-3
+
+
+class Extrapolating(Stranger):
+    """A network that is right near the data and grows with the state beyond them."""
+
+    def __init__(self, base, reach=4.0, slope=0.02):
+        super().__init__(base)
+
+        def denoise(x, level):
+            size = x.norm(dim=-1, keepdim=True)
+            return base.denoise(x, level) + slope * x * (1.0 - reach / size).clamp(min=0.0)
+
+        self.denoise = denoise
+        self.step = lambda x, now, then, *, denoise=None, **options: base.step(
+            x, now, then, denoise=denoise or self.denoise, **options
+        )
+
+
+def test_a_negative_divergence_is_told_with_z_and_what_to_do():
+    theta, base = torch.tensor([2.0, 0.0], dtype=F64), Extrapolating(model())
+    options = {"num_samples": 500, "seed": 0, "sampler": "heun"}
+    with pytest.warns(SamplerWarning, match="below zero") as caught:
+        far = LinearTilt(base, theta, max_z=math.inf, **options).run()
+    assert far.info["kl"] < 0.0
+    (told,) = [str(each.message) for each in caught]
+    assert f"z = {far.info['z_max']:.3g} standard deviations" in told
+    assert "set max_z (now inf; 1 by default)" in told
+    near = LinearTilt(base, theta, **options).run()
+    exact = LinearTilt(model(), theta, num_samples=5000, seed=1).run()
+    assert near.info["kl"] == pytest.approx(exact.info["kl"], abs=0.3)
+
+
+@pytest.mark.parametrize("size", [1e-3, 0.05])
+def test_a_divergence_near_zero_is_not_taken_for_a_negative_one(size):
+    """Noise alone makes about half of these estimates negative, and warnings are errors here."""
+    negative, few = 0, model(diffusion.VP.linear(25))
+    for seed in range(12):
+        result = LinearTilt(few, size * THETA, num_samples=200, seed=seed).run()
+        negative += result.info["kl"] < 0.0
+    assert negative > 1
 
 
 @pytest.mark.parametrize(
