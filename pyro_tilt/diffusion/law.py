@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The law of a diffusion's last state, given by its sampler alone."""
+"""Laws that are given by their sampler alone, such as that of a diffusion's last state."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -13,7 +14,7 @@ from torch.distributions import constraints
 if TYPE_CHECKING:
     from pyro_tilt.diffusion.model import Diffusion
 
-__all__ = ["DiffusionLaw"]
+__all__ = ["DiffusionLaw", "ImplicitLaw"]
 
 Shape = torch.Size | list[int] | tuple[int, ...]
 _SCALAR = torch.Size()
@@ -21,7 +22,62 @@ _SCALAR = torch.Size()
 _BLOCK = 2**21
 
 
-class DiffusionLaw(TorchDistribution):
+class ImplicitLaw(TorchDistribution):
+    """
+    A distribution over real arrays that can be drawn from and has no density.
+
+    :param batch_shape: shape of independent copies.
+    :param event_shape: of a draw.
+    :param block: most draws to run at once, above 0.
+    """
+
+    arg_constraints: dict[str, Any] = {}
+    has_rsample = False
+    why_no_density: ClassVar[str]
+
+    def __init__(
+        self,
+        batch_shape: Shape,
+        event_shape: Shape,
+        *,
+        block: int,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.block = block
+        super().__init__(torch.Size(batch_shape), torch.Size(event_shape), validate_args)
+
+    @abstractmethod
+    def _run(self, rows: int) -> Tensor:
+        """So many fresh draws."""
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Real arrays."""
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Shape = _SCALAR) -> Tensor:
+        """
+        Runs the sampler from fresh noise.
+
+        :param sample_shape: shape of draws, to the left of the batch shape.
+        """
+        shape = self.shape(sample_shape)
+        rows = shape[: len(shape) - len(self.event_shape)].numel()
+        sizes = [min(self.block, rows - first) for first in range(0, rows, self.block)]
+        return torch.cat([self._run(size) for size in sizes or [0]]).reshape(shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """
+        Not available.
+
+        :param value: a draw.
+        :raises NotImplementedError: always, naming the way out.
+        """
+        raise NotImplementedError(self.why_no_density)
+
+
+class DiffusionLaw(ImplicitLaw):
     """
     What a sampler of a diffusion model returns, as a distribution without a density.
 
@@ -31,8 +87,11 @@ class DiffusionLaw(TorchDistribution):
     :param batch_shape: shape of independent copies.
     """
 
-    arg_constraints: dict[str, Any] = {}
-    has_rsample = False
+    why_no_density = (
+        "the law of a diffusion's last state has no density here: the states on the way were "
+        'integrated out by sampling. Use program(record="all") for a site per step, or a '
+        "sampler that only draws from the program (ImportanceSampler, Rejection, LCB)"
+    )
 
     def __init__(
         self,
@@ -44,12 +103,8 @@ class DiffusionLaw(TorchDistribution):
         validate_args: bool | None = None,
     ) -> None:
         self.model, self.sampler, self.eta = model, sampler, eta
-        super().__init__(torch.Size(batch_shape), model.event_shape, validate_args)
-
-    @property
-    def support(self) -> constraints.Constraint:
-        """Real arrays."""
-        return constraints.independent(constraints.real, len(self.event_shape))
+        block = max(1, _BLOCK // max(1, model.event_shape.numel()))
+        super().__init__(batch_shape, model.event_shape, block=block, validate_args=validate_args)
 
     def expand(self, batch_shape: Shape, _instance: DiffusionLaw | None = None) -> DiffusionLaw:
         """
@@ -61,38 +116,13 @@ class DiffusionLaw(TorchDistribution):
             self.model, self.sampler, self.eta, batch_shape=batch_shape, validate_args=False
         )
 
-    @torch.no_grad()
-    def sample(self, sample_shape: Shape = _SCALAR) -> Tensor:
-        """
-        Runs the sampler from fresh noise.
-
-        :param sample_shape: shape of draws, to the left of the batch shape.
-        """
-        shape = self.shape(sample_shape)
-        rows = shape[: len(shape) - len(self.event_shape)].numel()
-        block = max(1, _BLOCK // max(1, self.event_shape.numel()))
-        sizes = [min(block, rows - first) for first in range(0, rows, block)]
-        parts = [self._run(size) for size in sizes]
-        return torch.cat(parts).reshape(shape) if parts else self.model.start((0,)).expand(shape)
-
     def _run(self, rows: int) -> Tensor:
         x = self.model.start((rows,))
+        if not rows:
+            return x
         levels = self.model.schedule.levels
         for now, then in zip(levels, levels[1:]):
             x, std = self.model.step(x, now, then, sampler=self.sampler, eta=self.eta)
             if std:
                 x = torch.normal(x, x.new_tensor(std).expand(x.shape))
         return x
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """
-        Not available.
-
-        :param value: a state.
-        :raises NotImplementedError: always, naming the way out.
-        """
-        raise NotImplementedError(
-            "the law of a diffusion's last state has no density here: the states on the way were "
-            'integrated out by sampling. Use program(record="all") for a site per step, or a '
-            "sampler that only draws from the program (ImportanceSampler, Rejection, LCB)"
-        )

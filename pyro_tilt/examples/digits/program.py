@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
-from torch.distributions import constraints
 
+from pyro_tilt.diffusion.law import ImplicitLaw
 from pyro_tilt.examples.digits.data import IMAGE_SHAPE
 from pyro_tilt.examples.digits.model import ReverseStep, predict_noise, reverse_steps
 from pyro_tilt.poutine import scan
@@ -86,7 +84,7 @@ def reverse_kernel(
     return dist.Normal(mean, step.std).to_event(3)
 
 
-class DiffusionSampler(TorchDistribution):
+class DiffusionSampler(ImplicitLaw):
     """
     The law of a diffusion's final image, given by its sampler alone.
 
@@ -100,8 +98,12 @@ class DiffusionSampler(TorchDistribution):
     :raises ValueError: where ``steps`` or ``chunk`` is out of range.
     """
 
-    arg_constraints: dict[str, Any] = {}
-    has_rsample = False
+    why_no_density = (
+        "DiffusionSampler has no density: the noisy images on the way to x_0 were integrated "
+        'out by sampling. Run digits_program with record="all" for a site per step with a '
+        "density, or use a sampler that proposes from the program itself (ImportanceSampler, "
+        "Rejection, LCB)"
+    )
 
     def __init__(
         self,
@@ -116,13 +118,7 @@ class DiffusionSampler(TorchDistribution):
             raise ValueError(f"chunk must be at least 1, got {chunk}")
         self.model = model
         self.schedule = reverse_steps(steps)
-        self.chunk = chunk
-        super().__init__(torch.Size(batch_shape), torch.Size(IMAGE_SHAPE), validate_args)
-
-    @property
-    def support(self) -> constraints.Constraint:
-        """Real images."""
-        return constraints.independent(constraints.real, 3)
+        super().__init__(batch_shape, IMAGE_SHAPE, block=chunk, validate_args=validate_args)
 
     def expand(
         self, batch_shape: Shape, _instance: DiffusionSampler | None = None
@@ -136,46 +132,20 @@ class DiffusionSampler(TorchDistribution):
             self.model,
             len(self.schedule),
             batch_shape=torch.Size(batch_shape),
-            chunk=self.chunk,
+            chunk=self.block,
             validate_args=False,
         )
 
-    @torch.no_grad()
-    def sample(self, sample_shape: Shape = SCALAR) -> Tensor:
-        """
-        Runs the diffusion from fresh noise.
-
-        :param sample_shape: shape of draws, to the left of the batch shape.
-        :returns: images of shape ``sample_shape + batch_shape + (1, 8, 8)``.
-        """
-        shape = self.shape(sample_shape)
-        rows = shape[:-3].numel()
-        sizes = [min(self.chunk, rows - start) for start in range(0, rows, self.chunk)]
-        zero = _zero_like_weights(self.model)
-        parts = [self._run(zero.expand(size, *IMAGE_SHAPE)) for size in sizes]
-        return torch.cat(parts).reshape(shape) if parts else zero.expand(shape)
-
-    def _run(self, like: Tensor) -> Tensor:
+    def _run(self, rows: int) -> Tensor:
+        like = _zero_like_weights(self.model).expand(rows, *IMAGE_SHAPE)
         image = torch.randn_like(like, memory_format=torch.contiguous_format)
+        if not rows:
+            return image
         for step in self.schedule:
             image = step.mean(image, self.model(image, step.timestep))
             if step.std:
                 image = image + step.std * torch.randn_like(image)
         return image
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """
-        Not available.
-
-        :param value: an image.
-        :raises NotImplementedError: always, naming the way out.
-        """
-        raise NotImplementedError(
-            "DiffusionSampler has no density: the noisy images on the way to x_0 were integrated "
-            'out by sampling. Run digits_program with record="all" for a site per step with a '
-            "density, or use a sampler that proposes from the program itself (ImportanceSampler, "
-            "Rejection, LCB)"
-        )
 
 
 def _zero_like_weights(model: nn.Module) -> Tensor:
