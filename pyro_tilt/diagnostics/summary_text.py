@@ -126,6 +126,8 @@ def _certificate_entries(fields: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _evidence_text(evidence: dict[str, Any]) -> str:
+    if math.isnan(evidence["value"]):
+        return "none"
     text = plus_minus(evidence["value"], evidence["error"])
     if evidence["spread"] is not None:
         text += f"; sd over {len(evidence['per_chain'])} runs {evidence['spread']:.2g}"

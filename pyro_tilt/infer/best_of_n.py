@@ -35,7 +35,7 @@ class BestOfN(Sampler):
     al. 2024, arXiv 2401.01879). A reward of -inf is the lowest class.
 
     Certificate: *exact*, for this order-statistic law. It is no joint tilt for any beta, so that
-    there is neither a beta nor an evidence (``log_normalizer`` is 0: the law is normalised).
+    there is neither a beta nor an evidence (``log_normalizer`` is nan).
 
     :param program: a Pyro program without observations; see :class:`~pyro_tilt.infer.Sampler`
         for it and all options not named here.
@@ -105,8 +105,8 @@ class BestOfN(Sampler):
             kind="iid",
             samples=whole.samples,
             log_weights=torch.zeros_like(whole.log_weights),
-            log_normalizer=whole.log_weights.new_tensor(0.0),
-            log_normalizer_error=whole.log_weights.new_tensor(0.0),
+            log_normalizer=whole.log_weights.new_tensor(math.nan),
+            log_normalizer_error=whole.log_weights.new_tensor(math.nan),
             certificate=Certificate(
                 target=f"best-of-n law (n={self.n})",
                 law="exact",

@@ -12,6 +12,24 @@ from torch import Tensor
 from pyro_tilt.ops.importance import as_double, log_evidence, log_mean_exp
 
 
+def no_evidence(like: Tensor) -> dict[str, Tensor]:
+    """
+    The weights and the evidence of draws that estimate none: a law that is normalised already.
+
+    :param like: one number per draw, such as the rewards, (N,).
+    :returns: arguments of a result.
+
+    >>> {name: value.tolist() for name, value in no_evidence(torch.ones(2)).items()}
+    {'log_weights': [0.0, 0.0], 'log_normalizer': 0.0, 'log_normalizer_error': 0.0}
+    """
+    zeros = torch.zeros_like(as_double(like))
+    return {
+        "log_weights": zeros,
+        "log_normalizer": zeros.new_tensor(0.0),
+        "log_normalizer_error": zeros.new_tensor(0.0),
+    }
+
+
 def pooled_evidence(
     log_weights: Tensor,
     chain_sizes: Sequence[int],
@@ -30,7 +48,8 @@ def pooled_evidence(
     :param log_normalizer: known log evidence.
     :param error: known standard error of it.
     :param chain_log_normalizers: known log evidence of each run.
-    :returns: the value and the error (0-dim) and the values by chain, in float64.
+    :returns: the value and the error (0-dim) and the values by chain, in float64; all nan where
+        the evidence is given as nan: there is none.
     :raises ValueError: for a shape that does not fit.
     """
     spread = log_weights.new_tensor(math.nan)
@@ -50,6 +69,9 @@ def pooled_evidence(
     else:
         parts = torch.split(log_weights, list(chain_sizes))
         chains = torch.stack([log_mean_exp(part) for part in parts])
+    if bool(value.isnan()):
+        # Equal weights of zero are a convention, and their agreement no evidence.
+        return value, torch.full_like(value, math.nan), torch.full_like(chains, math.nan)
     if error is not None:
         spread = _scalar("log_normalizer_error", error).to(log_weights)
     elif len(chain_sizes) > 1 and (weighted or chain_log_normalizers is not None):
@@ -82,6 +104,21 @@ def chain_error(chain_log_normalizers: Tensor, chain_sizes: Sequence[int]) -> Te
     pooled = torch.logsumexp(chain_log_normalizers + share.log(), 0)
     ratio = (chain_log_normalizers - pooled).exp()
     return (share @ (ratio - 1.0) ** 2 / (len(chain_sizes) - 1)).sqrt()
+
+
+def equal_log_weights(log_normalizer: Tensor, count: int) -> Tensor:
+    """
+    The weights of draws that follow their law: the evidence, or one where there is none.
+
+    :param log_normalizer: log evidence (0-dim); nan where the sampler has none.
+    :param count: number of draws.
+    :returns: shape ``(count,)``, in float64.
+
+    >>> equal_log_weights(torch.tensor(math.nan), 2).tolist()
+    [0.0, 0.0]
+    """
+    value = as_double(log_normalizer)
+    return torch.where(value.isnan(), torch.zeros_like(value), value).expand(count).clone()
 
 
 def _scalar(name: str, value: Tensor | float) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_tilt.infer.certificate import weakest
 from pyro_tilt.infer.cost import Cost
-from pyro_tilt.infer.evidence import chain_error
+from pyro_tilt.infer.evidence import chain_error, equal_log_weights
 from pyro_tilt.infer.weighted_samples import BaseDraws, WeightedSamples
 from pyro_tilt.ops.importance import as_double, log_mean_exp
 from pyro_tilt.ops.psis import pareto_smooth
@@ -28,12 +28,12 @@ def merge(*results: WeightedSamples) -> WeightedSamples:
     Weighted runs keep their raw weights, so that a run counts by its evidence and the pooled
     mean weight is the pooled evidence :math:`\sum_c n_c Z_c / \sum_c n_c`. Runs of draws without
     weights count by their number. Where both kinds meet, a draw without weights enters with the
-    weight :math:`Z_c` of its run. The certificate is the weakest one
-    (:func:`~pyro_tilt.infer.weakest`), costs add, ``stats`` keep the entries that all
-    runs have, ``steps`` are stacked along the chains (runs with fewer steps are filled with nan,
-    -1 or False). Of ``info``, ``total_...`` and ``num_...`` entries, ``wasted`` and ``capped``
-    add, ``..._upper`` bounds take the largest, ``acceptance_rate`` is that of the pooled
-    proposals, and other entries average over the draws.
+    weight :math:`Z_c` of its run. Where a run has no evidence (nan), neither has the pooled one.
+    The certificate is the weakest one (:func:`~pyro_tilt.infer.weakest`), costs add, ``stats`` keep
+    the entries that all runs have, ``steps`` are stacked along the chains (runs with fewer steps
+    are filled with nan, -1 or False). Of ``info``, ``total_...`` and ``num_...`` entries,
+    ``wasted`` and ``capped`` add, ``..._upper`` bounds take the largest, ``acceptance_rate`` is
+    that of the pooled proposals, and other entries average over the draws.
 
     :param results: at least one result.
     :returns: the pooled result; the very same one where there is only one.
@@ -63,11 +63,13 @@ def merge(*results: WeightedSamples) -> WeightedSamples:
     if kind == "weighted":
         log_weights = torch.cat([_entering_weights(result) for result in results])
         value = log_mean_exp(log_weights)
+        if any(bool(result.log_normalizer.isnan()) for result in results):
+            value = torch.full_like(value, math.nan)
     else:
         share = chains.new_tensor([len(result) for result in results])
         evidence = torch.stack([result.log_normalizer for result in results])
         value = torch.logsumexp(evidence + share.log(), 0) - math.log(sum(sizes))
-        log_weights = value.nan_to_num(nan=0.0).expand(sum(sizes)).clone()
+        log_weights = equal_log_weights(value, sum(sizes))
     smoothed, pareto_k = _smoothed(results, log_weights)
     return WeightedSamples(
         kind=kind,
@@ -151,7 +153,11 @@ def _entering_weights(result: WeightedSamples) -> Tensor:
 def _error(results: Sequence[WeightedSamples], chains: Tensor, sizes: Sequence[int]) -> Tensor:
     errors = torch.stack([result.log_normalizer_error for result in results])
     # A normaliser that is known has no error to estimate from a spread.
-    return errors[0] if bool((errors == 0).all()) else chain_error(chains, sizes)
+    if bool((errors == 0).all()):
+        return errors[0]
+    # Runs that know no error of theirs and agree to the last digit state a convention.
+    stated = bool(errors.isnan().all()) and bool((chains == chains[0]).all())
+    return errors[0] if stated else chain_error(chains, sizes)
 
 
 def _smoothed(

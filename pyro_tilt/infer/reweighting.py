@@ -106,7 +106,8 @@ def reweight(result: WeightedSamples, beta: float) -> WeightedSamples:
     Weighted draws of the tilt at another beta, :math:`w_i e^{(\beta' - \beta) r_i}`.
 
     Residual weights enter, the Pareto shape is estimated anew, and the certificate is at most
-    consistent. Statistics of the run's steps and acceptance do not carry over.
+    consistent. Statistics of the run's steps and acceptance do not carry over. Draws of a run that
+    has no evidence (nan) have none at the new beta either: their weights tell a ratio alone.
 
     :param result: the draws, with ``stats["reward"]``.
     :param beta: the new beta.
@@ -158,7 +159,10 @@ def _weighted(result: WeightedSamples, log_weights: Tensor, beta: float) -> Weig
     value, error = log_evidence(log_weights)
     new_error: Tensor | None = error
     chain_values = None
-    if result.kind == "weighted":
+    if bool(result.log_normalizer.isnan()):
+        # The weights tell a ratio of evidences, and one of the two is not known.
+        value = new_error = result.log_normalizer
+    elif result.kind == "weighted":
         # The constructor takes the spread of several chains.
         new_error = error if result.num_chains == 1 else None
     else:

@@ -42,7 +42,8 @@ class WeightedSamples(LogWeightsMixin):
     :param samples: site name to tensor of shape ``(N,)`` + site shape.
     :param log_weights: raw log weights, ``(N,)``; ``-inf`` is a weight of zero.
     :param certificate: what law the draws follow.
-    :param log_normalizer: log evidence; the log mean weight by default.
+    :param log_normalizer: log evidence; the log mean weight by default, nan where there is none
+        (the error is then nan as well, and equal weights are one).
     :param log_normalizer_error: its standard error; by default the spread across chains, within
         one chain the delta method for weighted draws, otherwise nan.
     :param cost: rows of work.
@@ -147,9 +148,14 @@ class WeightedSamples(LogWeightsMixin):
         ess = f", ess {self.ess:.1f}" if self.kind == "weighted" else ""
         return (
             f"WeightedSamples({self.sampler or 'draws'}: {len(self)} {self.kind}{chains}{ess}, "
-            f"log Z {float(self.log_normalizer):.4g} ± {float(self.log_normalizer_error):.2g}, "
+            f"{self._evidence_text()}, "
             f"{self.certificate.law}; sites {sites or 'none'})"
         )
+
+    def _evidence_text(self) -> str:
+        if math.isnan(self.log_normalizer):
+            return "no evidence"
+        return f"log Z {float(self.log_normalizer):.4g} ± {float(self.log_normalizer_error):.2g}"
 
     @property
     def num_chains(self) -> int:

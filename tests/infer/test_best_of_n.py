@@ -190,7 +190,7 @@ def test_chains_are_independent_and_reproduce():
     assert torch.equal(result.samples["x"][:30], single.samples["x"])
     assert len(result.samples["x"].unique()) == 90
     assert result.chain_sizes == (30, 30, 30)
-    assert float(result.log_normalizer) == 0.0
+    assert result.log_normalizer.isnan() and result.log_normalizer_error.isnan()
     assert result.certificate.law == "exact"
 
 

@@ -206,6 +206,23 @@ def test_a_known_normaliser_keeps_no_error():
     assert unknown.log_normalizer_error > 0
 
 
+def test_no_evidence_stays_none():
+    none = merge(*(iid(0.0, n, log_normalizer=math.nan) for n in (2, 3)))
+    assert none.log_normalizer.isnan() and none.log_normalizer_error.isnan()
+    assert none.chain_log_normalizers.isnan().all() and (none.log_weights == 0.0).all()
+    mixed = merge(iid(1.0, 2), iid(0.0, 3, log_normalizer=math.nan))
+    assert mixed.log_normalizer.isnan() and mixed.log_normalizer_error.isnan()
+    weighted = merge(run([0.0, 1.0]), run([2.0, 0.5], log_normalizer=math.nan))
+    assert weighted.log_normalizer.isnan() and weighted.log_normalizer_error.isnan()
+    assert weighted.log_weights.tolist() == [0.0, 1.0, 2.0, 0.5]
+    again = merge(none, iid(0.0, 1, log_normalizer=math.nan))
+    assert again.chain_sizes == (2, 3, 1) and again.log_normalizer_error.isnan()
+
+
+def test_a_convention_that_runs_share_has_no_spread():
+    assert merge(iid(0.0, 2), iid(0.0, 3)).log_normalizer_error.isnan()
+
+
 def test_the_program_is_kept():
     assert merge(run([0.0], program=len, args=(1,)), run([0.0], program=len)).args == (1,)
 

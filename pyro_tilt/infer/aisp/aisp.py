@@ -72,7 +72,7 @@ class AISP(Sampler):
     Certificate: *search*. The best-seen of a search follows no law that is known; the final draws
     follow that of a perturbed model whose divergence from :math:`\pi_0` is at most
     :math:`\|U\|^2 / (2\sigma^2)` (``stats["kl_bound"]``). There is no evidence (``log_normalizer``
-    is 0 by convention).
+    is nan).
 
     ``steps`` has one entry per iteration, means over the searches: ``reward`` of the draws,
     ``best`` seen so far, ``ess`` of the weights, ``kl_bound``.
@@ -280,8 +280,8 @@ class AISP(Sampler):
             kind="iid",
             samples=draws.samples,
             log_weights=zeros,
-            log_normalizer=zeros.new_tensor(0.0),
-            log_normalizer_error=zeros.new_tensor(0.0),
+            log_normalizer=zeros.new_tensor(math.nan),
+            log_normalizer_error=zeros.new_tensor(math.nan),
             certificate=Certificate(
                 target=f"{_DECODINGS[self.decode]} decoding under Gaussian pre-logits, tilted by "
                 "the reward",

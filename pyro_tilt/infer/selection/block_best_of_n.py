@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +32,7 @@ class BlockBestOfN(StepSelector):
     2502.00968).
 
     Certificate: *search*. The largest value is no draw from any tilt, and no ``n`` makes it one;
-    there is neither a beta nor an evidence (``log_normalizer`` is 0 by convention).
+    there is neither a beta nor an evidence (``log_normalizer`` is nan).
 
     :param program: a Pyro program with one :func:`~pyro_tilt.scan` and no observations; see
         :class:`~pyro_tilt.infer.Sampler` for it and all options not named here.
@@ -100,8 +101,8 @@ class BlockBestOfN(StepSelector):
             kind="iid",
             samples=selected.values,
             log_weights=zeros,
-            log_normalizer=zeros.new_tensor(0.0),
-            log_normalizer_error=zeros.new_tensor(0.0),
+            log_normalizer=zeros.new_tensor(math.nan),
+            log_normalizer_error=zeros.new_tensor(math.nan),
             certificate=Certificate(
                 target=target,
                 law="search",

@@ -14,6 +14,7 @@ from pyro_tilt.infer.certificate import Certificate
 from pyro_tilt.infer.cost import Cost
 from pyro_tilt.infer.early_exit import miss_upper
 from pyro_tilt.infer.errors import SamplerWarning, ZeroWeights
+from pyro_tilt.infer.evidence import equal_log_weights
 from pyro_tilt.infer.sampler import Run, check_count
 from pyro_tilt.infer.speculative.blocks import Value
 from pyro_tilt.infer.speculative.rules import ExactRule, Rule, ThresholdRule
@@ -57,7 +58,7 @@ class GSI(TwoModelSampler):
     rules act on plug-in values: *consistent* where these are stated to be exact, else *search*.
 
     The evidence is the mean of :math:`\tilde w` over draws of the draft, unbiased whatever the
-    threshold; by blocks with a finite threshold there is none (0 by convention, its error nan).
+    threshold; by blocks with a finite threshold there is none (``log_normalizer`` is nan).
     The base draws of the result are draws of the draft, before any choice, with weights
     :math:`\pi_B/\pi_S` towards the target. Draws of the target itself are made only where the draft
     failed, and by blocks no draw is whole before a choice, so that there are none.
@@ -184,14 +185,14 @@ class GSI(TwoModelSampler):
         if self.block_size is None or self._always_kept:
             log_z, error = log_evidence(means)
         else:
-            log_z, error = means.new_tensor(0.0), means.new_tensor(math.nan)
+            log_z = error = means.new_tensor(math.nan)
         spread = float(summarize(means).effective_sample_size)
         if residual is not None and spread:
             info["kl_bound_estimate"] = math.log(len(means) / spread)
         result = WeightedSamples(
             kind="iid",
             samples=kept.samples,
-            log_weights=log_z.expand(len(means)).clone(),
+            log_weights=equal_log_weights(log_z, len(means)),
             log_normalizer=log_z,
             log_normalizer_error=error,
             residual_log_weights=residual,

@@ -33,7 +33,7 @@ class RewardGuided(TwoModelSampler):
     draft's rejected draws (derived here). A block at a time, the rule acts on values of the carry.
 
     Certificate: *exact*, for this law, block by block as well. It is no tilt of either model for
-    any beta, so that there is neither a beta nor an evidence (``log_normalizer`` is 0).
+    any beta, so that there is neither a beta nor an evidence (``log_normalizer`` is nan).
 
     :param program: the target, a Pyro program without observations; see
         :class:`~pyro_tilt.infer.Sampler` for it and all options not named here.
@@ -91,8 +91,8 @@ class RewardGuided(TwoModelSampler):
             kind="iid",
             samples=kept.samples,
             log_weights=zeros,
-            log_normalizer=zeros.new_tensor(0.0),
-            log_normalizer_error=zeros.new_tensor(0.0),
+            log_normalizer=zeros.new_tensor(math.nan),
+            log_normalizer_error=zeros.new_tensor(math.nan),
             certificate=Certificate(
                 target=f"reward-guided law (threshold {self.threshold:g}{parts})",
                 law="exact",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_tilt.infer.certificate import Certificate
+from pyro_tilt.infer.evidence import equal_log_weights
 from pyro_tilt.infer.pooled import refuse_shared_minibatches
 from pyro_tilt.infer.proposal import ProgramProposal
 from pyro_tilt.infer.sampler import Run, Sampler
@@ -131,8 +132,8 @@ class RewardShifted(Sampler):
         log_z = torch.cat([part.log_z for part in parts])
         accepted = torch.cat([part.accepted for part in parts])
         normalised = self.rule == "normalised"
-        zero = log_z.new_tensor(0.0)
-        value, error = log_evidence(log_z) if normalised else (zero, zero)
+        none = log_z.new_tensor(math.nan)
+        value, error = log_evidence(log_z) if normalised else (none, none)
         info = {"acceptance_rate": float(accepted.mean())}
         for name, each in metered.items():
             info.update(each.info(name))
@@ -140,7 +141,7 @@ class RewardShifted(Sampler):
         return WeightedSamples(
             kind="iid",
             samples={k: torch.cat([p.values[k] for p in parts]) for k in parts[0].values},
-            log_weights=value.expand(len(log_z)).clone(),
+            log_weights=equal_log_weights(value, len(log_z)),
             log_normalizer=value,
             log_normalizer_error=error,
             residual_log_weights=log_z if normalised else None,

@@ -128,8 +128,8 @@ class SpeculativeRejection(Sampler):
             kind="iid",
             samples={k: torch.cat([p.values[k] for p in parts]) for k in parts[0].values},
             log_weights=zeros,
-            log_normalizer=zeros.new_tensor(0.0),
-            log_normalizer_error=zeros.new_tensor(0.0),
+            log_normalizer=zeros.new_tensor(math.nan),
+            log_normalizer_error=zeros.new_tensor(math.nan),
             certificate=Certificate(
                 target=f"best-of-n law (n={self.n})",
                 law="search",

@@ -133,8 +133,23 @@ def test_blocks(block, threshold, fallback):
         table = torch.zeros(27).double().index_add_(0, rows(result), weights)
         assert 0.5 * (table - laws.tilt(TARGET.law(), TABLE, BETA)).abs().sum() < 0.03
     else:
-        assert float(result.log_normalizer) == 0.0
+        assert math.isnan(float(result.log_normalizer))
         assert math.isnan(float(result.log_normalizer_error))
+
+
+def test_runs_without_an_evidence_have_none_together():
+    value = TARGET.value_function(TARGET.soft_values(TABLE, BETA))
+    result = guided(block=1, value=value, threshold=U, num_samples=40, num_chains=2).run()
+    assert result.log_normalizer.isnan() and result.log_normalizer_error.isnan()
+    assert result.chain_log_normalizers.isnan().all()
+    assert (result.log_weights == 0.0).all()
+    (line,) = [line for line in str(result.summary()).splitlines() if "log evidence" in line]
+    assert line.split() == ["log", "evidence", "none"]
+    assert "no evidence" in repr(result)
+    stronger = result.reweight(2.0 * BETA)
+    assert stronger.log_normalizer.isnan() and stronger.log_normalizer_error.isnan()
+    assert stronger.chain_log_normalizers.isnan().all()
+    assert stronger.ess > 1.0
 
 
 def test_a_block_of_everything_is_the_whole():
