@@ -12,7 +12,7 @@ import torch
 
 from pyro_tilt.infer.certificate import Certificate
 from pyro_tilt.infer.errors import SamplerWarning, ZeroWeights
-from pyro_tilt.infer.proposal import Draws, ProgramProposal
+from pyro_tilt.infer.proposal import Draws
 from pyro_tilt.infer.sampler import Run, Sampler
 from pyro_tilt.infer.weighted_samples import BaseDraws, WeightedSamples
 from pyro_tilt.ops.importance import summarize
@@ -69,7 +69,6 @@ class ImportanceSampler(Sampler):
         super().__init__(program, **options)
         self.guide = guide
         self.pareto_smoothing = pareto_smoothing
-        self._known: ProgramProposal | None = None
 
     def _sample(self, run: Run) -> WeightedSamples:
         draws = self._draw(run)
@@ -111,12 +110,6 @@ class ImportanceSampler(Sampler):
             )
         self._warn(float(ess), pareto_k)
         return result
-
-    def _proposal(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ProgramProposal:
-        # Its weights need no bound, the one thing of a plain run that a pass cannot check.
-        known = None if self._known is None else self._known.again(args, kwargs)
-        self._known = known or super()._proposal(args, kwargs)
-        return self._known
 
     def _stream(self) -> int:
         # There is nothing to draw beside the proposals.

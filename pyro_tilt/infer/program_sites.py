@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pyro.distributions import MaskedDistribution, Normal
+from pyro.distributions import MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -46,8 +46,6 @@ class ProgramSites:
     :ivar unbounded: names of the sites for which none is known.
     :ivar quadrature: stated error of each latent ``Tilted`` site that is drawn by quadrature.
     :ivar subsampled: names of the plates that draw a part of their indices.
-    :ivar gaussian: whether every site but tilts and deterministic ones is a Normal, and no
-        plate draws a part of its indices.
     """
 
     recorded: dict[str, Site] = field(default_factory=dict)
@@ -59,7 +57,6 @@ class ProgramSites:
     unbounded: list[str] = field(default_factory=list)
     quadrature: dict[str, float] = field(default_factory=dict)
     subsampled: list[str] = field(default_factory=list)
-    gaussian: bool = True
 
     def note_bound(self, name: str, bound: float) -> None:
         """Adds the bound of one site."""
@@ -92,7 +89,6 @@ def read_sites(nodes: Mapping[str, Any], weighted: Container[str] = ()) -> Progr
     sites = ProgramSites()
     for name, site in nodes.items():
         if site_is_subsample(site):
-            sites.gaussian = False
             if (site["fn"].subsample_size or site["fn"].size) < site["fn"].size:
                 sites.subsampled.append(name)
             continue
@@ -105,10 +101,9 @@ def read_sites(nodes: Mapping[str, Any], weighted: Container[str] = ()) -> Progr
             sites.recorded[name] = _record(name, site, deterministic)
         if deterministic:
             continue
-        term = site["infer"].get("tilt")
-        sites.gaussian &= term is not None or type(site["fn"]) is Normal
         if site["is_observed"]:
             sites.factors.append(name)
+            term = site["infer"].get("tilt")
             if term is not None:
                 conform(term.reward, frames, name=name)
                 sites.tilts.append(term)

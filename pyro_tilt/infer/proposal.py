@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a program over many particles at once."""
 
-from __future__ import annotations
-
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_tilt.infer.draws import Draws
-from pyro_tilt.infer.program_sites import ProgramSites, Site, SiteRecorder, read_sites
+from pyro_tilt.infer.program_sites import ProgramSites, Site, read_sites
 from pyro_tilt.infer.seeding import preserved_rng
 from pyro_tilt.poutine.particle_plate import ParticlePlate
 from pyro_tilt.poutine.tilt_factor import Beta
@@ -39,7 +36,7 @@ class ProgramProposal:
     its observations and factor statements. With one, they gain
     :math:`\log p - \log q` of the sites that the guide proposes.
 
-    The constructor makes one plain run, which leaves every random state as it found it, to
+    The constructor makes one plain run, which leaves the random states as it found them, to
     learn the sites and to check the reward. :meth:`draw` then runs the program once for all
     particles. A pass over one particle draws what a plain run draws, bit for bit. Latent
     ``Tilted`` sites are drawn from their law where that is possible, otherwise from their
@@ -54,6 +51,8 @@ class ProgramProposal:
         not show it.
     :param vectorized: whether to run all particles at once; if False the program is run once
         for each, for control flow that depends on sampled values.
+    :param preserve_numpy: whether the plain run restores the random states of numpy and random
+        too, as it does that of torch; a run that advances them anyway has no need of it.
     :raises ValueError: if the reward is NaN or has a wrong shape, if sites vary between runs.
     :raises NotImplementedError: for a latent ``Tilted`` that can neither be drawn from nor
         weighted.
@@ -88,56 +87,32 @@ class ProgramProposal:
         guide: Callable | None = None,
         max_plate_nesting: int | None = None,
         vectorized: bool = True,
+        preserve_numpy: bool = True,
     ) -> None:
         self.program = program
         self.args = tuple(args)
         self.kwargs = dict(kwargs or {})
         self.guide = guide
         self.vectorized = vectorized
-        self._least_rank = max_plate_nesting
-        self._unchecked = False
-        self._learn()
-
-    def _learn(self) -> None:
-        with preserved_rng(), torch.no_grad():
+        with preserved_rng(numpy=preserve_numpy), torch.no_grad():
             sites, guide_rank = self._plain_run()
         self._sites = sites
         self.latents = sites.latents
         self.num_rewards = len(sites.tilts)
-        # Numbers, as a tensor may be changed in place.
-        self._betas = [float(term.beta) for term in sites.tilts]
-        self._common_beta = len(set(self._betas)) == 1
-        self.beta = None if not self._betas else self._betas[0] if self._common_beta else 1.0
+        betas = {float(term.beta) for term in sites.tilts}
+        self.beta = None if not betas else betas.pop() if len(betas) == 1 else 1.0
+        self._common_beta = len({float(term.beta) for term in sites.tilts}) == 1
         self.log_bound = sites.log_bound
         self.unbounded = sites.unbounded
         self.quadrature = sites.quadrature
         self.minibatches = sites.subsampled
-        self.subsampled = sites.subsampled if self.vectorized else []
-        rank, least = max(sites.rank, guide_rank), self._least_rank
-        if least is not None and least < rank:
-            raise ValueError(f"max_plate_nesting={least}, but the program uses {rank} batch dims")
-        self.max_plate_nesting = rank if least is None else least
-
-    def again(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> ProgramProposal | None:
-        """
-        This proposal for another run, without the plain run; None where that has to be made.
-
-        A program of Normals can do without it: its first pass checks, for all particles, what the
-        plain run would for one, and that sites and tilts are still the same. Where they are not
-        (the program may read what has changed since), the plain run is made after all.
-
-        :param args: arguments of the run, which must be the very same ones.
-        :param kwargs: its keyword arguments.
-        """
-        simple = self.guide is None and self.vectorized and self._sites.gaussian
-        if not simple or len(args) != len(self.args) or kwargs.keys() != self.kwargs.keys():
-            return None
-        same = all(a is b for a, b in zip(args, self.args))
-        if not same or any(kwargs[name] is not self.kwargs[name] for name in kwargs):
-            return None
-        other = copy.copy(self)
-        other._unchecked = True
-        return other
+        self.subsampled = sites.subsampled if vectorized else []
+        rank = max(sites.rank, guide_rank)
+        if max_plate_nesting is not None and max_plate_nesting < rank:
+            raise ValueError(
+                f"max_plate_nesting={max_plate_nesting}, but the program uses {rank} batch dims"
+            )
+        self.max_plate_nesting = rank if max_plate_nesting is None else max_plate_nesting
 
     def draw(self, n: int) -> Draws:
         """
@@ -151,24 +126,12 @@ class ProgramProposal:
             raise ValueError(f"draw: n must not be negative, got {n}")
         if n == 0:
             return self._empty()
-        if self._unchecked:
-            self._unchecked = False
-            state = torch.get_rng_state()
-            try:
-                return self._draw(n, checked=True)
-            except Exception:
-                # Whatever it was, a plain run names it or learns how the program has changed.
-                torch.set_rng_state(state)
-                self._learn()
-        return self._draw(n)
-
-    def _draw(self, n: int, *, checked: bool = False) -> Draws:
         with torch.no_grad(), pyro.validation_enabled(False):
             if not self.vectorized:
                 return Draws.cat([self._pass(1, None) for _ in range(n)])
             dim = -1 - self.max_plate_nesting
             try:
-                return self._pass(n, dim, checked=checked)
+                return self._pass(n, dim)
             except (RuntimeError, ValueError, IndexError) as error:
                 error.add_note(RULES)
                 raise
@@ -192,8 +155,7 @@ class ProgramProposal:
         replay: dict[str, Tensor] = {}
         guided, guide_rank = [], 0
         if self.guide is not None:
-            scored = WeightMessenger(1, None, score_latents=True)
-            nodes, proposed = self._recorded(self.guide, scored)
+            nodes, proposed = self._recorded(self.guide, score_latents=True)
             replay = {**proposed.values, **proposed.subsamples}
             guide_sites = read_sites(nodes)
             guide_rank = guide_sites.rank
@@ -202,7 +164,7 @@ class ProgramProposal:
                 for name in guide_sites.latents
                 if not (nodes[name]["infer"] or {}).get("is_auxiliary")
             ]
-        nodes, plain = self._recorded(self.program, WeightMessenger(1, None, replay=replay))
+        nodes, plain = self._recorded(self.program, replay=replay)
         sites = read_sites(nodes, plain.weighted)
         unknown = [name for name in guided if name not in sites.latents]
         if unknown:
@@ -214,14 +176,14 @@ class ProgramProposal:
             sites.note_bound(name, math.inf)
         return sites, guide_rank
 
-    def _recorded(
-        self, fn: Callable, messenger: WeightMessenger
-    ) -> tuple[dict[str, Any], WeightMessenger]:
-        with messenger, SiteRecorder() as recorder:
+    def _recorded(self, fn: Callable, **options: Any) -> tuple[dict[str, Any], WeightMessenger]:
+        messenger = WeightMessenger(1, None, record=True, **options)
+        with messenger:
             fn(*self.args, **self.kwargs)
-        return recorder.nodes, messenger
+        assert messenger.nodes is not None
+        return messenger.nodes, messenger
 
-    def _pass(self, n: int, dim: int | None, *, checked: bool = False) -> Draws:
+    def _pass(self, n: int, dim: int | None) -> Draws:
         replay: dict[str, Tensor] = {}
         log_guide = None
         if self.guide is not None:
@@ -229,11 +191,9 @@ class ProgramProposal:
             self._run(self.guide, proposed, n, dim)
             replay = {**proposed.values, **proposed.subsamples}
             log_guide = proposed.log_factors
-        messenger = WeightMessenger(n, dim, replay=replay, checked=checked)
+        messenger = WeightMessenger(n, dim, replay=replay)
         self._run(self.program, messenger, n, dim)
         self._check_names(messenger)
-        if checked and [float(beta) for _, _, beta in messenger.tilts] != self._betas:
-            raise ValueError("a beta has changed")
         samples = self.place(messenger.values, n, vectorized=dim is not None)
         return self._weigh(samples, messenger, log_guide, n)
 

@@ -201,6 +201,7 @@ class Sampler(ABC):
             guide=self.guide,
             max_plate_nesting=self.max_plate_nesting,
             vectorized=self.vectorized,
+            preserve_numpy=self.seed is not None,
         )
 
 

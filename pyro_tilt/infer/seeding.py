@@ -15,9 +15,14 @@ __all__ = ["derive_seed", "preserved_rng", "seeded"]
 
 
 @contextmanager
-def preserved_rng() -> Iterator[None]:
-    """Restores the random states of torch, numpy and random on exit."""
-    numpy_state, python_state = np.random.get_state(), random.getstate()
+def preserved_rng(*, numpy: bool = True) -> Iterator[None]:
+    """
+    Restores the random states of torch, numpy and random on exit.
+
+    :param numpy: whether those of numpy and random too; they cost more than torch's.
+    """
+    if numpy:
+        numpy_state, python_state = np.random.get_state(), random.getstate()
     # fork_rng costs tens of microseconds, which short runs would notice, even without a GPU.
     cuda = torch.cuda.is_available()
     cpu_state = torch.get_rng_state()
@@ -26,8 +31,9 @@ def preserved_rng() -> Iterator[None]:
             yield
     finally:
         torch.set_rng_state(cpu_state)
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)
+        if numpy:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
 
 
 @contextmanager

@@ -38,21 +38,6 @@ def draw(fn: Normal) -> Tensor:
     return noise.mul_(fn.scale).add_(loc)
 
 
-def has_valid_arguments(fn: Normal) -> bool:
-    """
-    Whether location and scale pass the constraints that validation would hold them to.
-
-    :param fn: a Normal that is not empty.
-
-    >>> has_valid_arguments(Normal(torch.zeros(2), torch.tensor([1.0, -1.0]), validate_args=False))
-    False
-    """
-    # Both extremes hand a NaN on, and read a batch several times faster than a comparison.
-    loc, scale = _unexpanded(fn.loc), _unexpanded(fn.scale)
-    largest = float(loc.amax() if loc.dim() else loc)
-    return not math.isnan(largest) and float(scale.amin() if scale.dim() else scale) > 0.0
-
-
 def log_prob(fn: Normal, value: Tensor) -> Tensor:
     """
     ``fn.log_prob(value)`` up to rounding.
@@ -64,7 +49,10 @@ def log_prob(fn: Normal, value: Tensor) -> Tensor:
     >>> torch.allclose(log_prob(fn, torch.tensor(3.0)), fn.log_prob(torch.tensor(3.0)))
     True
     """
-    scale = _unexpanded(fn.scale)
+    scale = fn.scale
+    if not any(scale.stride()):
+        # One number that was expanded to the batch.
+        scale = scale.as_strided((), ())
     standardized = value - fn.loc
     scale = scale.to(standardized.dtype)
     standardized.div_(scale)
@@ -79,8 +67,3 @@ def density(fn: Any, value: Tensor) -> Tensor:
     :param value: a value of it.
     """
     return log_prob(fn, value) if is_plain_normal(fn) else fn.log_prob(value)
-
-
-def _unexpanded(values: Tensor) -> Tensor:
-    """The one number that was expanded to a batch; any other tensor as it is."""
-    return values if any(values.stride()) else values.as_strided((), ())

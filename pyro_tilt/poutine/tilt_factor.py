@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.runtime import Message, am_i_wrapped, apply_stack
 from torch import Tensor
 
 from pyro_tilt.poutine.tilt_unit import Unit
-from pyro_tilt.rewards import evaluate
+from pyro_tilt.rewards import evaluate, log_tilt
 
 Beta = float | Tensor
 
@@ -153,7 +154,12 @@ def emit(name: str, term: TiltTerm) -> None:
     :param name: name of the site.
     :param term: what it carries in ``infer["tilt"]``.
     """
-    unit = Unit(term.reward, term.beta)
+    reward, beta = term.reward, term.beta
+    if isinstance(beta, float) and beta >= 0.0:
+        unit: dist.Unit = Unit(reward, beta)
+    else:
+        # A tensor may be changed in place before it is read again.
+        unit = dist.Unit(log_tilt(reward, beta))
     infer: Any = {"is_auxiliary": True, "tilt": term}
     pyro.sample(name, unit, obs=unit.sample(), infer=infer)
 
@@ -191,7 +197,8 @@ def reward_factor(
     here = context()
     if here["mask"] is False:
         return
-    value = evaluate(_given, value, name=name)
+    # A program may go on to change its tensor in place, as a running total.
+    value = evaluate(_given, value, name=name).clone()
     value = conform(value, here["cond_indep_stack"], name=name, broadcast=True)
     if upper_bound < math.inf and bool((value > upper_bound).any()):
         raise ValueError(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pyro.distributions import Delta, MaskedDistribution, Normal
+from pyro.distributions import Delta, MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -31,8 +31,7 @@ class WeightMessenger(Messenger):
     :param dim: batch dimension of the particles; None for a plain run of one particle.
     :param replay: values for latent sites, whose log density then enters the weight.
     :param score_latents: whether the log density of sampled sites enters too (for guides).
-    :param checked: whether to check the arguments of Normals in place of Pyro's validation, and
-        to refuse sites with other laws.
+    :param record: whether to keep the message of every site, as a trace does, in ``nodes``.
     """
 
     def __init__(
@@ -42,14 +41,14 @@ class WeightMessenger(Messenger):
         *,
         replay: Mapping[str, Tensor] | None = None,
         score_latents: bool = False,
-        checked: bool = False,
+        record: bool = False,
     ) -> None:
         super().__init__()
         self.size = size
         self.rank = 0 if dim is None else -dim
         self.replay = {} if replay is None else replay
         self.score_latents = score_latents
-        self.checked = checked
+        self.nodes: dict[str, Any] | None = {} if record else None
         self.values: dict[str, Tensor] = {}
         self.subsamples: dict[str, Tensor] = {}
         self.factors: dict[str, None] = {}
@@ -78,10 +77,6 @@ class WeightMessenger(Messenger):
             super()._postprocess_message(msg)
 
     def _pyro_sample(self, msg: Any) -> None:
-        if self.checked and "tilt" not in msg["infer"] and not is_deterministic(msg):
-            fn = msg["fn"]
-            if type(fn) is not Normal or not fast_normal.has_valid_arguments(fn):
-                raise ValueError(f"site '{msg['name']}': its law is no Normal, or no valid one")
         if msg["is_observed"] or msg["done"]:
             return
         name = msg["name"]
@@ -103,6 +98,8 @@ class WeightMessenger(Messenger):
     def _pyro_post_sample(self, msg: Any) -> None:
         name, fn, value = msg["name"], msg["fn"], msg["value"]
         infer = msg["infer"]
+        if self.nodes is not None and not infer.get("_do_not_trace"):
+            self.nodes[name] = msg.copy()
         if type(fn).__name__ == "_Subsample":
             self.subsamples[name] = value
             return
