@@ -59,7 +59,8 @@ class NeuralProgram:
             token = pyro.sample(f"{self.name}_{t}", dist.Categorical(logits=law))
             if carry.tokens is None:
                 return self._after_first(token, state)
-            return Decoding(torch.cat([carry.tokens, token.unsqueeze(-1)], -1), state)
+            tokens = torch.cat([carry.tokens, token.unsqueeze(-1)], -1)
+            return Decoding(tokens, state, self.model.vocabulary_size)
 
         last = scan(f"{self.name}_scan", step, Decoding(None), range(start, length)).tokens
         assert last is not None
@@ -76,4 +77,5 @@ class NeuralProgram:
             )
         prompt = self.prompt.to(token.device).expand(*token.shape, len(self.prompt))
         tokens = torch.cat([prompt, token.unsqueeze(-1)], -1)
-        return Decoding(tokens, self.model.reader.spread(state, token.numel()))
+        state = self.model.reader.spread(state, token.numel())
+        return Decoding(tokens, state, self.model.vocabulary_size)

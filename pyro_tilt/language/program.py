@@ -20,6 +20,8 @@ __all__ = ["language_program"]
 class NextToken(Protocol):
     """Gives log probabilities ``(..., V)`` after tokens ``(..., t)``, or after None."""
 
+    vocabulary_size: int
+
     def next_log_probs(self, tokens: Tensor | None) -> Tensor: ...
 
 
@@ -34,16 +36,16 @@ def language_program(
     :param length: of the sequence, prompt included.
     :param name: of the sites.
     """
-    start = prompt if len(prompt) else None
+    start, size = (prompt if len(prompt) else None), model.vocabulary_size
 
     def step(carry: Decoding, t: int) -> Decoding:
         before = start if carry.tokens is None else carry.tokens
         law = dist.Categorical(logits=model.next_log_probs(before))
         token = pyro.sample(f"{name}_{t}", law)
         if before is None:
-            return Decoding(token.unsqueeze(-1))
+            return Decoding(token.unsqueeze(-1), None, size)
         before = before.expand(*token.shape, before.shape[-1])
-        return Decoding(torch.cat([before, token.unsqueeze(-1)], -1))
+        return Decoding(torch.cat([before, token.unsqueeze(-1)], -1), None, size)
 
     def language() -> Tensor:
         # The first carry belongs to no particle: it holds no tensor.

@@ -17,8 +17,10 @@ def carry_features(carry: Any) -> Tensor:
     """
     All tensors of a carry, flattened and side by side.
 
-    Integers become numbers; where they are labels, a function of one's own that gives one-hot
-    vectors will do better.
+    A part of the carry that has a method ``features()`` gives its own, of shape (N, d), in place of
+    its tensors: that of a language program counts its tokens and tells which were the last
+    (:meth:`pyro_tilt.language.Decoding.features`). Other integers become numbers; where they are
+    labels, a function of one's own that gives one-hot vectors will do better.
 
     :param carry: any nesting of tensors of shape (N, ...) in tuples, lists, dicts and dataclasses.
     :returns: shape (N, d), at least float32.
@@ -27,7 +29,7 @@ def carry_features(carry: Any) -> Tensor:
     >>> carry_features((torch.zeros(5, 2), {"count": torch.ones(5, dtype=torch.long)})).shape
     torch.Size([5, 3])
     """
-    found = [part for part in _tensors(carry) if part.dim()]
+    found = [part for part in _tensors(carry, own=True) if part.dim()]
     if not found:
         raise TypeError(
             f"features: the carry ({type(carry).__name__}) holds no tensor with a particle axis; "
@@ -57,15 +59,17 @@ def count_particles(carry: Any) -> int:
     raise TypeError(f"the carry ({type(carry).__name__}) holds no tensor with a particle axis")
 
 
-def _tensors(carry: Any) -> Iterator[Tensor]:
+def _tensors(carry: Any, *, own: bool = False) -> Iterator[Tensor]:
     if isinstance(carry, Tensor):
         yield carry
+    elif own and callable(getattr(carry, "features", None)):
+        yield carry.features()
     elif isinstance(carry, Mapping):
         for value in carry.values():
-            yield from _tensors(value)
+            yield from _tensors(value, own=own)
     elif isinstance(carry, list | tuple):
         for value in carry:
-            yield from _tensors(value)
+            yield from _tensors(value, own=own)
     elif dataclasses.is_dataclass(carry):
         for field in dataclasses.fields(carry):
-            yield from _tensors(getattr(carry, field.name))
+            yield from _tensors(getattr(carry, field.name), own=own)

@@ -91,7 +91,10 @@ def learn_twists(
     :param network: ``"heads"``, a network per step, so that fitting a step leaves the others as
         they are; ``"shared"``, one network with an embedding of the step; or a module of features
         (N, d) and the position of the step to values (N,).
-    :param features: a function of the carry to shape (N, d); by default its tensors side by side.
+    :param features: a function of the carry to shape (N, d); by default its tensors side by side,
+        and of a language program counts and last tokens
+        (:func:`~pyro_tilt.infer.twists.carry_features`). Where d differs between steps, zeros are
+        put at the end.
     :param standardize: scale the features by their mean and spread at each step. What is of one
         scale by itself and means the same at every step, as the hidden state of a network, is
         better left as it is for a network that all steps share.
@@ -169,6 +172,8 @@ class _Trainer:
         train, judge, held_out = (self._record(number, size) for size in sizes)
         if self.twist is None:
             self.twist = _start(train, self.options, self.given)
+        for run in (train, judge, held_out):
+            _check_widths(run, self.twist)
         self.runs.append(train)
         twist = self.twist
         bar = tqdm(
@@ -273,7 +278,8 @@ def _start(
     run: Recording, options: _Options, features: Callable[[Any], Tensor] | None
 ) -> LearnedTwist:
     keys, first = StepKeys(run.xs), run.features[0]
-    dim, count = first.shape[1], len(run.xs)
+    widths = [each.shape[1] for each in run.features]
+    dim, count = max(widths), len(run.xs)
     network = options.network
     if isinstance(network, str):
         if network not in ("heads", "shared"):
@@ -281,9 +287,19 @@ def _start(
         network = (StepHeads if network == "heads" else SharedNetwork)(dim, count).to(first.device)
     if not isinstance(network, nn.Module):
         raise TypeError(f"network must be a module, got {type(network).__name__}")
-    twist = LearnedTwist(network, keys, dim, features=features)
+    if not isinstance(network, StepHeads):
+        # One network for all steps takes a column for the same thing at each of them.
+        for place in range(1, count):
+            if widths[place] < widths[place - 1]:
+                raise ValueError(
+                    f"features= returned {widths[place - 1]} columns at step {place - 1} and "
+                    f"{widths[place]} at step {place}, and a network that all steps share cannot "
+                    "tell which were left out; return as many at every step, or use "
+                    "network='heads'"
+                )
+    twist = LearnedTwist(network, keys, dim, features=features, widths=widths)
     for place in range(count if options.standardize else 0):
-        states = run.states(place).to(twist.mean)
+        states = twist.padded(run.states(place))
         spread, mean = torch.std_mean(states, 0)
         # Indicators stay as they are: a rare one would be blown up.
         plain = ((states == states.amin(0)) | (states == states.amax(0))).all(0)
@@ -292,9 +308,18 @@ def _start(
     return twist
 
 
+def _check_widths(run: Recording, twist: LearnedTwist) -> None:
+    for place, (each, width) in enumerate(zip(run.features, twist.widths)):
+        if each.shape[1] != width:
+            raise ValueError(
+                f"features= returned {width} columns at step {place} in one run and "
+                f"{each.shape[1]} in another; their number may depend on the step alone"
+            )
+
+
 def _pairs(run: Recording, place: int, following: Tensor | None, twist: LearnedTwist) -> Pairs:
     returns = run.returns(place, following, twist)
-    return Pairs(place, run.states(place).to(twist.mean), returns.to(twist.offset))
+    return Pairs(place, twist.padded(run.states(place)), returns.to(twist.offset))
 
 
 def _joined(group: Sequence[Pairs]) -> Pairs:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any
@@ -61,8 +61,9 @@ class LearnedTwist(Twist):
         parameters are frozen.
     :param keys: the steps of the scan.
     :param dim: number of features d.
-    :param features: :math:`\phi`, a function of the carry to shape (N, d); the tensors of the
-        carry side by side by default.
+    :param features: :math:`\phi`, a function of the carry to shape (N, d), or fewer columns at
+        some steps; :func:`~pyro_tilt.infer.twists.carry_features` by default.
+    :param widths: number of features at each step, d by default; zeros fill up to d.
 
     :ivar mean: m, shape (T, d).
     :ivar spread: s, shape (T, d).
@@ -81,8 +82,10 @@ class LearnedTwist(Twist):
         dim: int,
         *,
         features: Callable[[Any], Tensor] | None = None,
+        widths: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        self.widths = [dim] * len(keys) if widths is None else list(widths)
         self.network = network.requires_grad_(False)
         self.keys = keys
         self.features = carry_features if features is None else features
@@ -100,17 +103,30 @@ class LearnedTwist(Twist):
 
     def log_psi(self, carry: Any, x: Any) -> Tensor:
         """See :meth:`Twist.log_psi`."""
-        return self.value(self.read(carry), self.keys(x))
+        place = self.keys(x)
+        return self.value(self.read(carry, place), place)
 
-    def read(self, carry: Any) -> Tensor:
+    def read(self, carry: Any, place: int | None = None) -> Tensor:
         """
         The features of a carry, in the dtype of the network.
 
         :param carry: as in :meth:`Twist.log_psi`.
+        :param place: position of the step; None where all steps have d features.
         :returns: shape (N, d).
         :raises ValueError: if the features have another shape.
         """
-        return check_features(self.features(carry), self.mean.shape[1]).to(self.mean)
+        width = self.mean.shape[1] if place is None else self.widths[place]
+        return self.padded(check_features(self.features(carry), width, place))
+
+    def padded(self, features: Tensor) -> Tensor:
+        """
+        Features of any step as d columns, in the dtype of the network.
+
+        :param features: shape (N, k) with k at most d.
+        """
+        missing = self.mean.shape[1] - features.shape[1]
+        features = features.to(self.mean)
+        return nn.functional.pad(features, (0, missing)) if missing else features
 
     def value(self, features: Tensor, place: int) -> Tensor:
         """
@@ -146,6 +162,7 @@ class LearnedTwist(Twist):
             "mean": self.mean,
             "spread": self.spread,
             "offset": self.offset,
+            "widths": self.widths,
             "state": dict(self.network.state_dict()),
             "report": None if self.report is None else asdict(self.report),
         }
@@ -181,7 +198,7 @@ def load_twist(
         network = _NETWORKS[kind](dim, len(keys), **content["settings"])
     network = network.to(content["mean"])
     network.load_state_dict(content["state"])
-    twist = LearnedTwist(network, keys, dim, features=features)
+    twist = LearnedTwist(network, keys, dim, features=features, widths=content.get("widths"))
     twist.mean, twist.spread, twist.offset = (
         content[name] for name in ("mean", "spread", "offset")
     )
@@ -199,16 +216,18 @@ def floored(raw: Tensor) -> Tensor:
     return nn.functional.softplus(raw + _FLOOR) - _FLOOR
 
 
-def check_features(features: Any, dim: int | None = None) -> Tensor:
+def check_features(features: Any, dim: int | None = None, place: int | None = None) -> Tensor:
     """
     Refuses what is not of shape (N, d).
 
     :param features: what a features function returned.
     :param dim: d, unchecked where None.
+    :param place: position of the step, to be named in the error.
     :raises ValueError: for another shape.
     """
     shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
     if not isinstance(features, Tensor) or features.dim() != 2 or dim not in (None, shape[1]):
         want = "(N, d)" if dim is None else f"(N, {dim})"
-        raise ValueError(f"features must return a tensor of shape {want}, got {shape}")
+        step = "" if place is None else f" at step {place}"
+        raise ValueError(f"features= must return a tensor of shape {want}{step}, got {shape}")
     return features

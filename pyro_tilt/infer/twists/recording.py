@@ -66,7 +66,7 @@ class Recording:
         after = place + 1
         if self.ancestors[after] is not None:
             with torch.no_grad():
-                following = twist.value(self.features[after].to(twist.mean), after)
+                following = twist.value(twist.padded(self.features[after]), after)
         return self.increments[after] + following
 
 
