@@ -105,6 +105,7 @@ def _concave(problem: ProximalProblem, features: _Features) -> ProximalOracle:
             tolerance=problem.tolerance,
             max_steps=problem.max_steps,
             start=None if start is None else start @ A.mT,
+            name="f of the LowDim reward",
         )
         points = x + (step.points - x @ A.mT) @ back.mT.to(x)
         done = problem.step(x, points)

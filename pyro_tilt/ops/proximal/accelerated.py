@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .costs import QuadraticCost
+from .curvature import check_curvature
 from .step import ProximalStep
 
 __all__ = ["accelerated_ascent"]
@@ -20,6 +21,8 @@ _PATIENCE = 200
 _UNWATCHED = 40
 # The assumed smoothness is forgotten slowly, for rewards that flatten out.
 _RELAX = 0.98
+# Pairs of rows whose midpoints test a claimed curvature.
+_PAIRS = 256
 
 
 def accelerated_ascent(
@@ -32,6 +35,7 @@ def accelerated_ascent(
     tolerance: float = 1e-8,
     max_steps: int = 2000,
     start: Tensor | None = None,
+    name: str = "the reward",
 ) -> ProximalStep:
     r"""
     Maximises :math:`r(y) - \tfrac\lambda2 \|y - x\|_M^2` for every row of ``x``.
@@ -47,6 +51,10 @@ def accelerated_ascent(
     Rows do not touch each other: a row's answer does not depend on the batch. Rows that have
     reached the tolerance leave the computation.
 
+    The curvature is a claim, which finitely many values can refute but never prove: it is tested at
+    the midpoints between rows of ``x``, of the moves, and of the paths of rows that found no
+    maximum, as an ascent that runs away does.
+
     :param reward: maps (n, d) to (n,), differentiably and row by row.
     :param x: points, (n, d), with finite rewards.
     :param penalty: :math:`\lambda`.
@@ -55,9 +63,11 @@ def accelerated_ascent(
     :param tolerance: the certified gap at which a row is done.
     :param max_steps: most gradients per row.
     :param start: where to begin, ``x`` by default.
+    :param name: what an error calls the reward.
     :returns: the points, with the bound above as ``slack``; ``inf`` if the penalty is not above
         the curvature, where the search is for a local maximum.
-    :raises ValueError: if the reward is not differentiable, or not finite at the start.
+    :raises ValueError: if the reward is not differentiable, not finite at the start, or curves
+        upwards more than was claimed, with the points that show it.
 
     >>> from pyro_tilt.ops.proximal import SquaredEuclidean
     >>> x = torch.tensor([[3.0], [-1.0]], dtype=torch.float64)
@@ -89,6 +99,7 @@ def accelerated_ascent(
             open_ &= stale[rows] < _PATIENCE
         if not bool(open_.all()):
             best.take(climb, rows, ~open_ & (climb.score < best.score[rows]))
+            best.leave(climb, rows, ~open_)
             left = open_.nonzero().squeeze(-1)
             rows = rows[left]
             climb.keep(left)
@@ -102,10 +113,34 @@ def accelerated_ascent(
             stale[rows] = torch.where(better, 0, stale[rows] + 1)
             best.take(climb, rows, better)
     best.take(climb, rows, climb.score < best.score[rows])
+    best.leave(climb, rows, torch.ones_like(rows, dtype=torch.bool))
     points = x + cost.unwhiten(best.moves)
     paid = cost(x, points)
     slack = best.norm / (2.0 * floor) if certified else torch.full_like(best.norm, torch.inf)
+    if certified:
+        ends = points, x + cost.unwhiten(best.last)
+        calls = _test_curvature(reward, cost, x, *ends, curvature, slack > tolerance, name)
+        problem.calls += calls
     return ProximalStep(points, best.height, paid, slack.to(best.height), calls=problem.calls)
+
+
+def _test_curvature(
+    reward: RewardFn,
+    cost: QuadraticCost,
+    x: Tensor,
+    points: Tensor,
+    last: Tensor,
+    curvature: float,
+    unfinished: Tensor,
+    name: str,
+) -> int:
+    """Tests the claim along segments between points at hand; the number of rewards it took."""
+    some, open_ = x[:_PAIRS], unfinished.nonzero().squeeze(-1)
+    left = [some, x, x[open_], points[open_]]
+    right = [some.roll(1, 0), points, last[open_], last[open_]]
+    segments = torch.cat(left), torch.cat(right)
+    check_curvature(reward, cost, *segments, curvature, name=name)
+    return 3 * len(segments[0])
 
 
 class _Problem:
@@ -229,9 +264,10 @@ class _Climb:
 
 
 class _Best:
-    """The iterate of each row to be returned, with its reward and score."""
+    """The iterate of each row to be returned, with its reward and score, and where it ended."""
 
     def __init__(self, climb: _Climb) -> None:
+        self.last = climb.ahead.clone()
         self.moves, self.height = climb.ahead.clone(), climb.height.clone()
         self.norm, self.score = climb.norm.clone(), climb.score.clone()
 
@@ -243,6 +279,11 @@ class _Best:
         self.height[found], self.norm[found], self.score[found] = (
             part.index_select(0, chosen) for part in (climb.height, climb.norm, climb.score)
         )
+
+    def leave(self, climb: _Climb, rows: Tensor, which: Tensor) -> None:
+        """Records where some of the rows at work stop."""
+        chosen = which.nonzero().squeeze(-1)
+        self.last[rows[chosen]] = climb.ahead.index_select(0, chosen)
 
 
 def _square(rows: Tensor) -> Tensor:

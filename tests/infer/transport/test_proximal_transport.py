@@ -98,7 +98,8 @@ CASES = {
         {},
         "bounded",
     ),
-    "one-sided smooth": (lambda x: torch.sin(x).sum(-1), {"curvature": 1.0}, "bounded"),
+    # One against the Euclidean norm, 1 / 0.7 against the metric below.
+    "one-sided smooth": (lambda x: torch.sin(x).sum(-1), {"curvature": 1.5}, "bounded"),
     "low-dimensional": (
         rewards.LowDim(lambda u: torch.cos(u[..., 0]), SLOPE[None], lipschitz=1.0),
         {"tolerance": 1e-6},

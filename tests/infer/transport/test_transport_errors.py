@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_tilt import align, ops, rewards
+from pyro_tilt import align, ops, plan, rewards
 from pyro_tilt.infer import (
     ProximalOracle,
     ProximalTransport,
@@ -85,6 +85,42 @@ def test_declared_structure_is_checked():
     steep = rewards.LowDim(lambda u: torch.sin(3 * u[..., 0]), torch.ones(1, 2), lipschitz=1.0)
     with pytest.raises(ValueError, match="not Lipschitz with constant 1, as declared"):
         run(BASE, steep, penalty=1.0)
+
+
+UPWARDS = {
+    "square": lambda x: x.square().sum(-1),
+    "quartic": lambda x: x.pow(4).sum(-1),
+    "exponential": lambda x: x.exp().sum(-1),
+}
+
+
+@pytest.mark.parametrize("num_samples", [1, 20])
+@pytest.mark.parametrize("options", [{"penalty": 1.0}, {"penalty": 1.9}, {"radius": 0.5}])
+@pytest.mark.parametrize("name", UPWARDS)
+def test_convex_rewards_are_not_concave(name, options, num_samples):
+    """Also where the proximal map is unbounded, so that the ascent runs away and stays nowhere."""
+    with pytest.raises(ValueError, match="not concave, as was said: between"):
+        run(BASE, rewards.Concave(UPWARDS[name], event_dim=1), num_samples=num_samples, **options)
+
+
+def test_false_claims_of_curvature_where_points_run_away():
+    with pytest.raises(ValueError, match="not of curvature at most 0.5"):
+        run(BASE, UPWARDS["square"], penalty=1.0, curvature=0.5)
+    low = rewards.LowDim(lambda u: u[..., 0] ** 2, torch.tensor([[1.0, 0.5]]), concave=True)
+    for options in ({"penalty": 1.0}, {"penalty": 5.0}, {"radius": 0.5}):
+        with pytest.raises(ValueError, match="f of the LowDim reward is not concave, as was said"):
+            run(BASE, low, **options)
+    square = rewards.Concave(UPWARDS["square"], event_dim=1)
+    with pytest.raises(ValueError, match="not concave, as was said: between"):
+        plan(BASE, square, closeness="wasserstein", penalty=1.0, seed=0).run(num_samples=20)
+
+
+def test_bumps_between_draws_refute_concavity():
+    """Every ascent ends at a local maximum next to its start; only pairs of draws show the rest."""
+    spread = dist.Normal(torch.zeros(2), 20.0).to_event(1)
+    waves = rewards.Concave(lambda x: -(x - x.round()).square().sum(-1) * 100.0, event_dim=1)
+    with pytest.raises(ValueError, match="not concave, as was said: between"):
+        run(spread, waves, penalty=1e-3)
 
 
 def test_programs_that_transport_cannot_move():
