@@ -12,6 +12,7 @@ from pyro_tilt import align, rewards
 from pyro_tilt.infer import ExpBestOfN, SamplerWarning, TruncatedRejection, ZeroWeights
 from pyro_tilt.infer.early_exit import miss_upper
 from pyro_tilt.language import TabularLM, laws
+from pyro_tilt.testing.gates import chi_square
 from pyro_tilt.testing.sampler_case import SamplerTestCase
 
 DRAWS, LEAST, BETA = 200_000, 1e-4, 1.5
@@ -27,15 +28,6 @@ def reward(tokens):
 
 
 BOUNDED = rewards.Bounded(reward, low=-math.inf, high=HIGH)
-
-
-def p_value(rows, law):
-    counts = torch.bincount(rows, minlength=len(law)).double()
-    assert counts[law == 0].sum() == 0
-    kept = law > 0
-    expected = law[kept] / law.sum() * counts.sum()
-    statistic = float(((counts[kept] - expected).square() / expected).sum())
-    return stats.chi2.sf(statistic, int(kept.sum()) - 1)
 
 
 class _Case(SamplerTestCase):
@@ -79,10 +71,10 @@ def test_exp_law_its_hits_and_its_misses(n, log_bound):
     result = run(ExpBestOfN, n, log_bound=log_bound, seed=n)
     rows, hit = LM.index(result.samples["tokens"]), result.stats["hit"]
     parts = laws.exp_best_of_n_parts(LM.law(), TABLE, BETA, n, log_bound=log_bound)
-    assert p_value(rows, laws.exp_best_of_n(LM.law(), TABLE, BETA, n)) > LEAST
-    assert p_value(rows[hit], parts.target) > LEAST
-    assert p_value(rows[~hit], parts.miss) > LEAST
-    assert p_value(rows[~hit], LM.law()) < 1e-6 or n == 1
+    assert chi_square(rows, laws.exp_best_of_n(LM.law(), TABLE, BETA, n)) > LEAST
+    assert chi_square(rows[hit], parts.target) > LEAST
+    assert chi_square(rows[~hit], parts.miss) > LEAST
+    assert chi_square(rows[~hit], LM.law()) < 1e-6 or n == 1
     rate = float(parts.hit_probability)
     spread = math.sqrt(rate * (1.0 - rate) / DRAWS)
     assert abs(result.info["hit_rate"] - rate) < 4.5 * spread
@@ -93,18 +85,18 @@ def test_exp_law_its_hits_and_its_misses(n, log_bound):
 def test_truncated_law(n):
     result = run(TruncatedRejection, n, seed=n)
     rows, hit = LM.index(result.samples["tokens"]), result.stats["hit"]
-    assert p_value(rows, laws.truncated_rejection(LM.law(), TABLE, BETA, n)) > LEAST
-    assert p_value(rows[hit], laws.tilt(LM.law(), TABLE, BETA)) > LEAST
-    assert p_value(rows[~hit], LM.law()) > LEAST
+    assert chi_square(rows, laws.truncated_rejection(LM.law(), TABLE, BETA, n)) > LEAST
+    assert chi_square(rows[hit], laws.tilt(LM.law(), TABLE, BETA)) > LEAST
+    assert chi_square(rows[~hit], LM.law()) > LEAST
     last = laws.truncated_rejection(LM.law(), TABLE, BETA, n, fallback="last")
-    assert p_value(rows, last) < 1e-6
+    assert chi_square(rows, last) < 1e-6
 
 
 @pytest.mark.filterwarnings("ignore::pyro_tilt.infer.SamplerWarning")
 def test_without_a_bound_all_are_drawn_and_the_law_is_the_same():
     result = run(ExpBestOfN, 4, law_reward=reward, seed=1)
     rows = LM.index(result.samples["tokens"])
-    assert p_value(rows, laws.exp_best_of_n(LM.law(), TABLE, BETA, 4)) > LEAST
+    assert chi_square(rows, laws.exp_best_of_n(LM.law(), TABLE, BETA, 4)) > LEAST
     assert result.cost.base_draws == 4 * DRAWS
     assert result.certificate.law == "consistent" and result.certificate.budget == "n"
     assert not bool(result.stats["hit"].any())
@@ -125,7 +117,7 @@ def test_early_exit_costs_what_it_should(max_batch):
     assert result.cost.base_draws == result.info["total_proposals"] + result.info["wasted"]
     assert result.cost.base_draws < 1.3 * float(looked.sum())
     rows = LM.index(result.samples["tokens"])
-    assert p_value(rows, laws.exp_best_of_n(LM.law(), TABLE, BETA, 16)) > LEAST
+    assert chi_square(rows, laws.exp_best_of_n(LM.law(), TABLE, BETA, 16)) > LEAST
 
 
 @pytest.mark.filterwarnings("ignore::pyro_tilt.infer.SamplerWarning")
@@ -173,13 +165,13 @@ def test_blocks(block):
         n=3,
         block=block,
         exact_values=True,
-        num_samples=DRAWS // 10,
+        num_samples=DRAWS,
         seed=block,
         progress=False,
     ).run()
     base = LM.law().reshape(4, 4, 4)
     law = laws.blockwise(base, soft, block, partial(laws.exp_best_of_n, beta=1.0, n=3))
-    assert p_value(LM.index(result.samples["tokens"]), law.flatten()) > LEAST
+    assert chi_square(LM.index(result.samples["tokens"]), law.flatten()) > LEAST
     assert result.certificate.law == "consistent"
     assert math.isnan(float(result.log_normalizer))
 
@@ -208,9 +200,9 @@ def test_truncated_blocks(block, n, log_bound):
         choose = partial(laws.truncated_rejection, beta=1.0, log_bound=bound, **options)
         return laws.blockwise(base, soft, block, choose).flatten()
 
-    assert p_value(rows, law(n=n)) > LEAST
-    assert p_value(rows, law(n=n + 1)) < 1e-6
-    assert p_value(rows, law(n=n, fallback="last")) < 1e-6
+    assert chi_square(rows, law(n=n)) > LEAST
+    assert chi_square(rows, law(n=n + 1)) < 1e-6
+    assert chi_square(rows, law(n=n, fallback="last")) < 1e-6
     certificate, distance = result.certificate, law(n=n) - laws.tilt(LM.law(), TABLE, BETA)
     assert certificate.law == "bounded"
     assert float(0.5 * distance.abs().sum()) < certificate.total_variation
@@ -223,7 +215,7 @@ def test_truncated_blocks(block, n, log_bound):
     assert math.isnan(float(result.log_normalizer))
     # Of several blocks a hit tells of the chance that the rest hits as well.
     if block == 3:
-        assert p_value(rows[result.stats["hit"]], laws.tilt(LM.law(), TABLE, BETA)) > LEAST
+        assert chi_square(rows[result.stats["hit"]], laws.tilt(LM.law(), TABLE, BETA)) > LEAST
 
 
 def test_truncated_blocks_with_many_copies_are_the_tilt():
@@ -231,7 +223,7 @@ def test_truncated_blocks_with_many_copies_are_the_tilt():
     options = {"value": LM.value_function(soft), "block": 1, "num_samples": 4000, "seed": 3}
     aligned = align(LM.program(), BOUNDED, BETA)
     many = TruncatedRejection(aligned, n=100, exact_values=True, **options).run()
-    assert p_value(LM.index(many.samples["tokens"]), laws.tilt(LM.law(), TABLE, BETA)) > LEAST
+    assert chi_square(LM.index(many.samples["tokens"]), laws.tilt(LM.law(), TABLE, BETA)) > LEAST
     assert many.certificate.total_variation < 0.1
     plugged = TruncatedRejection(aligned, **{**options, "num_samples": 5}).run()
     assert plugged.certificate.law == "search"

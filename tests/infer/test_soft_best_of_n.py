@@ -7,7 +7,6 @@ from functools import partial
 import pyro
 import pytest
 import torch
-from scipy import stats
 
 from pyro_tilt import align
 from pyro_tilt.infer import ProgramProposal, SamplerWarning, SoftBestOfN, ZeroWeights
@@ -15,8 +14,8 @@ from pyro_tilt.infer.selection import SoftBestOfM
 from pyro_tilt.infer.soft_best_of_n import _Groups
 from pyro_tilt.language import TabularLM, laws
 from pyro_tilt.ops.importance import log_mean_exp
-from pyro_tilt.testing.exact_programs import two_categoricals
-from pyro_tilt.testing.sampler_case import SamplerTestCase
+from pyro_tilt.testing.gates import chi_square
+from pyro_tilt.testing.selection_case import SelectionTestCase
 
 DRAWS, LEAST = 200_000, 1e-4
 LM = TabularLM.random(4, 3, seed=2, temperature=0.8)
@@ -28,65 +27,14 @@ def reward(tokens):
     return TABLE[LM.index(tokens)]
 
 
-def p_value(rows, law):
-    counts = torch.bincount(rows, minlength=len(law)).double()
-    assert counts[law == 0].sum() == 0
-    kept = law > 0
-    expected = law[kept] / law.sum() * counts.sum()
-    statistic = float(((counts[kept] - expected).square() / expected).sum())
-    return stats.chi2.sf(statistic, int(kept.sum()) - 1)
-
-
-class TestSoftBestOfN(SamplerTestCase):
+class TestSoftBestOfN(SelectionTestCase):
     sampler = SoftBestOfN
     options = {"n": 2}
-
-    def law(self, case, result):
-        base = two_categoricals().log_base.exp()
-        rewards = case.log_base + case.log_tilt - base.log()
-        return laws.soft_best_of_n(base, rewards, 1.0, 2)
-
-    @pytest.mark.filterwarnings("ignore::pyro_tilt.infer.SamplerWarning")
-    @pytest.mark.parametrize("observed", [False, True])
-    def test_law_over_states(self, observed):
-        super().test_law_over_states(observed)
-
-    @pytest.mark.filterwarnings("ignore::pyro_tilt.infer.SamplerWarning")
-    @pytest.mark.parametrize("observed", [False, True])
-    def test_weights_give_the_target(self, observed):
-        super().test_weights_give_the_target(observed)
-
-    @pytest.mark.filterwarnings("ignore::pyro_tilt.infer.SamplerWarning")
-    @pytest.mark.parametrize("observed", [False, True])
-    def test_evidence_is_unbiased(self, observed):
-        super().test_evidence_is_unbiased(observed)
-
-    def test_seed_reproduces_and_leaves_global_state(self):
-        SamplerTestCase.test_seed_reproduces_and_leaves_global_state(_Many())
-
-    def test_minus_inf_somewhere_never_survives(self):
-        SamplerTestCase.test_minus_inf_somewhere_never_survives(_Many())
-
-    def test_extreme_beta_does_not_overflow(self, beta=1e6):
-        SamplerTestCase.test_extreme_beta_does_not_overflow(_Many(), beta)
-
-    def test_beta_zero_is_the_base_bit_for_bit(self):
-        SamplerTestCase.test_beta_zero_is_the_base_bit_for_bit(_One())
-
-
-class _Many(TestSoftBestOfN):
-    __test__ = False
-    options = {"n": 64}
-
-
-class _One(TestSoftBestOfN):
-    __test__ = False
-    options = {"n": 1}
 
 
 @pytest.mark.parametrize(("n", "max_batch"), [(1, None), (2, None), (5, 2**15)])
 def test_exact_law(n, max_batch):
-    count = DRAWS if n < 3 else DRAWS // 5
+    count = DRAWS
     sampler = SoftBestOfN(
         LM.program(),
         reward=reward,
@@ -99,9 +47,9 @@ def test_exact_law(n, max_batch):
     )
     result = sampler.run()
     rows = LM.index(result.samples["tokens"])
-    assert p_value(rows, laws.soft_best_of_n(LM.law(), TABLE, 1.5, n)) > LEAST
+    assert chi_square(rows, laws.soft_best_of_n(LM.law(), TABLE, 1.5, n)) > LEAST
     if n > 1:
-        assert p_value(rows, laws.tilt(LM.law(), TABLE, 1.5)) < 1e-8
+        assert chi_square(rows, laws.tilt(LM.law(), TABLE, 1.5)) < 1e-8
     assert torch.equal(result.stats["reward"], TABLE[rows])
     assert result.cost.base_draws == result.cost.reward_calls == n * count
     # The residual weights correct the law, and the stated estimate of the bound is one.
@@ -119,7 +67,7 @@ def test_a_group_larger_than_the_block():
     groups = _Groups(proposal, 7, 60_000, torch.Generator().manual_seed(1))
     draws, means = groups.choose(30_000)
     rows = LM.index(draws.samples["tokens"])
-    assert p_value(rows, laws.soft_best_of_n(LM.law(), TABLE, 1.5, 7)) > LEAST
+    assert chi_square(rows, laws.soft_best_of_n(LM.law(), TABLE, 1.5, 7)) > LEAST
     log_z = float(LM.soft_values(TABLE, 1.5)[0])
     assert float(log_mean_exp(means)) == pytest.approx(log_z, abs=0.02)
     # One slot at a time where not even one group fits.
@@ -136,7 +84,7 @@ def test_blocks(block):
         n=3,
         block=block,
         exact_values=True,
-        num_samples=DRAWS // 10,
+        num_samples=DRAWS,
         seed=block,
         progress=False,
     )
@@ -144,7 +92,7 @@ def test_blocks(block):
     result = sampler.run()
     base = LM.law().reshape(4, 4, 4)
     law = laws.blockwise(base, soft, block, partial(laws.soft_best_of_n, beta=1.0, n=3))
-    assert p_value(LM.index(result.samples["tokens"]), law.flatten()) > LEAST
+    assert chi_square(LM.index(result.samples["tokens"]), law.flatten()) > LEAST
     assert (result.certificate.law, result.certificate.budget) == ("consistent", "n")
     assert float(result.log_normalizer) == pytest.approx(float(soft[0]), abs=0.05)
     search = SoftBestOfN(LM.program(), reward=reward, value=LM.value_function(soft), block=1, n=2)

@@ -5,21 +5,14 @@ import itertools
 import math
 
 import torch
-from scipy import stats
+
+from pyro_tilt.testing.gates import chi_square
+
+__all__ = ["chi_square"]
 
 # Gate of chi-square tests of 200,000 draws, at fixed seeds.
 P_VALUE = 1e-4
 DRAWS = 200_000
-
-
-def chi_square(rows, law):
-    """The p-value of draws, given by their rows, under a law."""
-    counts = torch.bincount(rows, minlength=len(law)).double()
-    assert counts[law == 0].sum() == 0
-    kept = law > 0
-    expected = law[kept] * counts.sum()
-    statistic = float(((counts[kept] - expected).square() / expected).sum())
-    return stats.chi2.sf(statistic, int(kept.sum()) - 1)
 
 
 def random_models(count, size, seed, *, ties=False):

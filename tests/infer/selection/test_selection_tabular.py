@@ -7,12 +7,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from scipy import stats
 
 from pyro_tilt.infer.best_of_n import BestOfN
 from pyro_tilt.infer.selection import BlockBestOfN, SoftBestOfM
 from pyro_tilt.poutine import scan
-from pyro_tilt.testing.gates import P_VALUE, Z_SCORE, hotelling
+from pyro_tilt.testing.gates import P_VALUE, Z_SCORE, chi_square, hotelling
 from pyro_tilt.testing.tabular_diffusion import tabular_masked_diffusion
 
 CASE = tabular_masked_diffusion()
@@ -70,21 +69,6 @@ def chain_law(choose, value, number, block=1):
 
 def distance(law):
     return float(0.5 * (law - CASE.targets[0]).abs().sum())
-
-
-def chi_square(states, law):
-    counts = torch.bincount(states, minlength=64).double()
-    # The classes' laws are differences of powers, zero up to rounding.
-    kept = law > 1e-12
-    assert counts[~kept].sum() == 0
-    expected = law[kept] * counts.sum()
-    # Rare states are pooled so that the chi-square law is near.
-    rare = expected < 5.0
-    expected = torch.cat([expected[~rare], expected[rare].sum().reshape(1)])
-    found = torch.cat([counts[kept][~rare], counts[kept][rare].sum().reshape(1)])
-    use = expected > 0
-    statistic = float(((found - expected)[use].square() / expected[use]).sum())
-    return stats.chi2.sf(statistic, max(int(use.sum()) - 1, 1))
 
 
 def test_the_reference_agrees_with_enumeration_of_pairs_and_triples():

@@ -4,9 +4,11 @@
 import math
 
 import torch
-from scipy import stats
 
 from pyro_tilt.language import TabularLM
+from pyro_tilt.testing.gates import chi_square as p_value
+
+__all__ = ["p_value"]
 
 DRAWS, LEAST = 200_000, 1e-4
 
@@ -26,16 +28,6 @@ def reward(tokens):
 
 def rows(result):
     return TARGET.index(result.samples["tokens"])
-
-
-def p_value(found, law):
-    counts = torch.bincount(found, minlength=len(law)).double()
-    if counts[law == 0].sum() > 0:
-        return 0.0
-    kept = law > 0
-    expected = law[kept] * counts.sum()
-    statistic = float(((counts[kept] - expected).square() / expected).sum())
-    return stats.chi2.sf(statistic, int(kept.sum()) - 1)
 
 
 def two_model_blocks(draft, target, values, block, rule):

@@ -5,14 +5,15 @@ import pyro
 import pytest
 
 from pyro_tilt.infer import GSI
-from pyro_tilt.language import laws
 from pyro_tilt.poutine.align import AlignedProgram
 from pyro_tilt.testing.exact_programs import two_categoricals
 from pyro_tilt.testing.sampler_case import SamplerTestCase
+from pyro_tilt.testing.selection_case import SelectionTestCase
 
 
-class TestGSICase(SamplerTestCase):
+class TestGSICase(SelectionTestCase):
     sampler = GSI
+    observes = False
     options = {"n": 2, "threshold": -float("inf")}
 
     def make(self, program, **options):
@@ -20,40 +21,6 @@ class TestGSICase(SamplerTestCase):
         if not isinstance(program, AlignedProgram):
             options.setdefault("reward", lambda x: x)
         return super().make(program, draft=base, **options)
-
-    def law(self, case, result):
-        base = two_categoricals().log_base.exp()
-        rewards = case.log_base + case.log_tilt - base.log()
-        return laws.soft_best_of_n(base, rewards, 1.0, 2)
-
-    @pytest.mark.filterwarnings("ignore::pyro_tilt.infer.SamplerWarning")
-    @pytest.mark.parametrize("observed", [False])
-    def test_law_over_states(self, observed):
-        super().test_law_over_states(observed)
-
-    @pytest.mark.filterwarnings("ignore::pyro_tilt.infer.SamplerWarning")
-    @pytest.mark.parametrize("observed", [False])
-    def test_weights_give_the_target(self, observed):
-        super().test_weights_give_the_target(observed)
-
-    @pytest.mark.filterwarnings("ignore::pyro_tilt.infer.SamplerWarning")
-    @pytest.mark.parametrize("observed", [False])
-    def test_evidence_is_unbiased(self, observed):
-        super().test_evidence_is_unbiased(observed)
-
-    def test_extreme_beta_does_not_overflow(self, beta=1e6):
-        SamplerTestCase.test_extreme_beta_does_not_overflow(_Many(), beta)
-
-    def test_minus_inf_somewhere_never_survives(self):
-        SamplerTestCase.test_minus_inf_somewhere_never_survives(_Many())
-
-    def test_seed_reproduces_and_leaves_global_state(self):
-        SamplerTestCase.test_seed_reproduces_and_leaves_global_state(_Many())
-
-
-class _Many(TestGSICase):
-    __test__ = False
-    options = {"n": 64, "threshold": -float("inf")}
 
 
 # A beta of zero or below has no ratio in units of the reward, two rewards have no one threshold,
