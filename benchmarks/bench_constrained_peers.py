@@ -227,7 +227,7 @@ def run() -> list[Row]:
             if theirs:
                 rows.append(time_row(task, count, mine, theirs))
     if isinstance(found, str):
-        rows += [Row(f"{name} on the same tasks", found, "-", False) for name in PEERS]
+        rows += [Row(f"{name} on the same tasks", found, "measured", False) for name in PEERS]
     return rows
 
 

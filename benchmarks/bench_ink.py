@@ -17,7 +17,7 @@ FIGURE = Path(__file__).parent / "figures" / "ink.png"
 def described(row: InkRow) -> Row:
     each = row.outcome
     z = "" if row.z_max is None else f"; z up to {row.z_max:.1f}"
-    kl = "" if row.kl is None else f"; KL {row.kl:.2f}"
+    kl = "; no KL" if row.kl is None else f"; KL {row.kl:.2f}"
     return Row(
         f"{each.method}: mean ink, gain in base deviations, effective draws",
         f"{each.reward[0]:.4f} ± {each.reward[1]:.4f}; {row.gain:+.2f}; {row.ess:.0f} of "

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 
+NO_TARGET = ("-", "none")
+
+
 @dataclass(frozen=True)
 class Row:
-    """One line of the results: what was measured, the figure, and what it is held against."""
+    """One line of the results: what was measured, the figure, and what it is held against, if so."""
 
     name: str
     measured: str
@@ -65,6 +68,7 @@ def table(rows: list[Row]) -> str:
     """The rows as a Markdown table."""
     lines = ["| measured | figure | target | met |", "|---|---|---|---|"]
     for row in rows:
-        cells = (row.name, row.measured, row.target, "yes" if row.met else "NO")
+        met = "-" if row.target in NO_TARGET else "yes" if row.met else "NO"
+        cells = (row.name, row.measured, row.target, met)
         lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
     return "\n".join(lines)

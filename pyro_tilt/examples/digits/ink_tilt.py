@@ -70,7 +70,8 @@ class InkRow:
     :ivar gain: mean ink above that of the base, in the standard deviations of a base draw.
     :ivar ess: an effective sample size.
     :ivar ess_of: of what.
-    :ivar kl: from the base, as the method states it.
+    :ivar kl: from the base, as the method states it; None where it states none, or a negative
+        one, which no divergence is (the network was extrapolated).
     :ivar z_max: the largest shift that the network was asked to follow, in standard deviations of
         the noise; None where its states are not shifted.
     """
@@ -208,6 +209,7 @@ def _row(name: str, result: WeightedSamples, target: Target, ink: Tensor) -> Ink
         # The ladder's ancestors are what is left of the base draws.
         ess, of = float(outcome.ancestors), f"ancestors, least share at a rung {share:.2f}"
     kl = result.info.get("kl", outcome.kl)
+    kl = None if kl is not None and kl < 0.0 else kl
     return InkRow(outcome, gain, ess, of, kl, result.info.get("z_max"))
 
 
