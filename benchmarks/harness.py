@@ -11,13 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 
-
 NO_TARGET = ("-", "none")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the results: what was measured, the figure, and what it is held against, if so."""
+    """One line of the results: what was measured, the figure, and what it is held against."""
 
     name: str
     measured: str
