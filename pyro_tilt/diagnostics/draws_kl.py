@@ -18,19 +18,16 @@ from pyro_tilt.diagnostics.estimators import (
     kl_to_base,
     log_mean_tilt,
 )
+from pyro_tilt.diagnostics.levels import GROUPS, jackknife, levels
+from pyro_tilt.diagnostics.two_models_kl import kl_of_two_models
 from pyro_tilt.ops.importance import as_double, log_mean_exp
 from pyro_tilt.rewards import log_tilt
 
 if TYPE_CHECKING:
     from pyro_tilt.infer.weighted_samples import WeightedSamples
 
-Kind: TypeAlias = Literal["exact", "estimate", "bound"]
+Kind: TypeAlias = Literal["exact", "estimate", "bound", "unknown"]
 Outcomes: TypeAlias = "tuple[Tensor, Tensor]"
-
-# Groups of base draws that are left out in turn for a standard error.
-_GROUPS = 10
-# Levels that weights without ties are gathered in, and how many of them for each draw of a choice.
-_LEVELS, _LEVELS_PER_DRAW = 1000, 20
 
 
 def kl_of_draws(result: WeightedSamples, outcomes: Outcomes | None = None) -> tuple[Estimate, Kind]:
@@ -45,18 +42,29 @@ def kl_of_draws(result: WeightedSamples, outcomes: Outcomes | None = None) -> tu
 
     :param result: draws with a reward.
     :param outcomes: probabilities and rewards of all outcomes, of shape (K,) each.
-    :returns: nats, and whether they are exact, an estimate or an upper bound; an estimate of nan
-        where nothing is known.
+    :returns: nats, and whether they are exact, an estimate, an upper bound or, with nan, unknown.
     """
+    found, kind = _of_law(result, outcomes)
+    return found, "unknown" if math.isnan(found.value) else kind
+
+
+def _of_law(result: WeightedSamples, outcomes: Outcomes | None) -> tuple[Estimate, Kind]:
     rule, bound = _rule(result), result.info.get("kl_upper_bound", math.nan)
     if rule is not None:
         return _of_rule(result, rule, outcomes)
     if not math.isnan(bound):
         return Estimate(bound, 0.0), "bound"
     searched = result.kind == "iid" and result.certificate.law == "search"
-    # Guided speculation has a law of its own too, between two models.
-    if searched or (result.sampler == "GSI" and result.certificate.law != "bounded"):
-        return UNKNOWN, "estimate"
+    if result.sampler in ("GSI", "RewardGuided") and result.kind == "iid":
+        found = kl_of_two_models(result)
+        # Where the target makes every draw.
+        return found, "exact" if found == (0.0, 0.0) else "estimate"
+    if "log_ratio" in result.stats and result.kind == "iid":
+        ratio = as_double(result.stats["log_ratio"])
+        found = Estimate(max(float(ratio.mean()), 0.0), error_of_mean(ratio, result))
+        return found, "estimate"
+    if searched:
+        return UNKNOWN, "unknown"
     if result.sampler == "LCB" and result.residual_log_weights is not None:
         return _clipped(result), "estimate"
     if outcomes is not None and result.beta is not None and result.certificate.law != "bounded":
@@ -113,50 +121,33 @@ def _of_rule(
         return Estimate(bound, 0.0), "bound"
     factors = as_double(result.base.log_factors)
     weights = log_tilt(as_double(result.base.reward), beta) + factors
-    most = max(_LEVELS, _LEVELS_PER_DRAW * round(result.info["n"]))
-    return _on_base(rule, *_levels(weights, most), factors), "estimate"
+    found = levels(weights, round(result.info["n"]))
+    return _on_base(rule, *found, factors), "estimate"
 
 
-def _levels(weights: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """The different log weights and the place of each draw, neighbours together if too many."""
-    levels, place = weights.unique(return_inverse=True)
-    if len(levels) <= most:
-        return levels, place
-    none = int((levels == -math.inf).sum())
-    bins = none + (torch.arange(len(levels) - none, device=levels.device) * (most - none)) // (
-        len(levels) - none
-    )
-    place = torch.cat([torch.arange(none, device=levels.device), bins])[place]
-    top = weights.max()
-    counts = torch.zeros(most, dtype=weights.dtype, device=weights.device)
-    mass = counts.index_add(0, place, (weights - top).exp())
-    return (mass / counts.index_add(0, place, torch.ones_like(weights))).log() + top, place
-
-
-def _on_base(rule: Rule, levels: Tensor, place: Tensor, factors: Tensor) -> Estimate:
+def _on_base(rule: Rule, found: Tensor, place: Tensor, factors: Tensor) -> Estimate:
     """The divergence of the rule on base draws from these draws given their factors."""
-    groups = torch.arange(len(place), device=place.device) % _GROUPS
-    zeros = torch.zeros(_GROUPS, len(levels), dtype=torch.float64, device=place.device)
+    groups = torch.arange(len(place), device=place.device) % GROUPS
+    zeros = torch.zeros(GROUPS, len(found), dtype=torch.float64, device=place.device)
 
     def gathered(each: Tensor) -> Tensor:
         return zeros.index_put((groups, place), each, accumulate=True)
 
     sums = [gathered(each) for each in (torch.ones_like(factors), factors, factors.exp())]
-    value = _divergence(rule, levels, *(each.sum(0) for each in sums))
-    if len(place) < 2 * _GROUPS:
+    value = _divergence(rule, found, *(each.sum(0) for each in sums))
+    if len(place) < 2 * GROUPS:
         return Estimate(float(value), math.nan)
-    left = _divergence(rule, levels, *(each.sum(0) - each for each in sums))
-    spread = float((left - left.mean()).square().sum()) * (_GROUPS - 1) / _GROUPS
-    return Estimate(float(value), math.sqrt(spread))
+    left = _divergence(rule, found, *(each.sum(0) - each for each in sums))
+    return Estimate(float(value), jackknife(left))
 
 
 def _divergence(
-    rule: Rule, levels: Tensor, counts: Tensor, log_factors: Tensor, factors: Tensor
+    rule: Rule, found: Tensor, counts: Tensor, log_factors: Tensor, factors: Tensor
 ) -> Tensor:
     """From sums by level of ones, log factors and factors, (..., L)."""
     total = counts.sum(-1, keepdim=True)
     logs = (counts / total).log()
-    law = rule(logs, levels.expand_as(logs))
+    law = rule(logs, found.expand_as(logs))
     # Within a level the rule follows the base, so that the mean of the log factors will do.
     gap = law - logs - log_factors / counts
     spent = torch.where(law > -math.inf, law.exp() * gap, torch.zeros_like(gap)).sum(-1)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -23,7 +24,7 @@ class Runnable(Protocol):
     def run(self, *args: Any, **kwargs: Any) -> WeightedSamples: ...
 
 
-KINDS: tuple[Kind, ...] = ("exact", "estimate", "bound")
+KINDS: tuple[Kind, ...] = ("exact", "estimate", "bound", "unknown")
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,9 @@ class FrontierPoint:
     :ivar kl: divergence of the law of the draws from the base in nats.
     :ivar reward: expected reward of the draws.
     :ivar beta: strength, where there is one.
-    :ivar kl_kind: whether ``kl`` is ``"exact"``, an ``"estimate"`` or a ``"bound"``, which the
-        divergence does not exceed; by default exact where its error is zero.
+    :ivar kl_kind: whether ``kl`` is ``"exact"``, an ``"estimate"``, a ``"bound"``, which the
+        divergence does not exceed, or ``"unknown"``; by default exact where its error is zero and
+        unknown where it is nan.
     :raises ValueError: for another kind.
 
     >>> FrontierPoint("base", kl=Estimate(0.0, 0.0), reward=Estimate(1.0, 0.1)).kl_kind
@@ -51,7 +53,9 @@ class FrontierPoint:
 
     def __post_init__(self) -> None:
         if self.kl_kind is None:
-            object.__setattr__(self, "kl_kind", "exact" if self.kl.error == 0.0 else "estimate")
+            kind = "exact" if self.kl.error == 0.0 else "estimate"
+            kind = "unknown" if math.isnan(self.kl.value) else kind
+            object.__setattr__(self, "kl_kind", kind)
         if self.kl_kind not in KINDS:
             raise ValueError(f"kl_kind must be one of {', '.join(KINDS)}; got {self.kl_kind!r}")
 
@@ -78,6 +82,9 @@ def reward_kl_frontier(
       it is estimated from the base draws of the run, equal rewards forming one class, except for
       best-of-n without ties, which attains its bound.
     * Choices after blocks of steps, and speculative rejection, state a bound.
+    * Whole draws of ``GSI`` and of ``RewardGuided`` with ``score_drafts`` follow a law between two
+      models, estimated from the draws of the draft; after blocks it is unknown.
+    * ``RewardShifted`` knows the log ratio of its law to the target at every draw.
     * ``LCB`` follows the tilt clipped at its baseline, and the other samplers their target (see
       :func:`kl_to_base`).
 
@@ -88,7 +95,7 @@ def reward_kl_frontier(
         where they can be listed.
     :param kwargs: keyword arguments of the program.
     :returns: points in the order given, each of which says whether its divergence is exact, an
-        estimate or a bound; nan where the law of the draws has no known divergence.
+        estimate, a bound or, with nan, unknown.
     :raises TypeError: for anything else.
     :raises ValueError: for a result without rewards.
 

@@ -19,6 +19,7 @@ from pyro_tilt.infer import (
     ExpBestOfN,
     ImportanceSampler,
     RewardGuided,
+    RewardShifted,
     SoftBestOfN,
     SpeculativeRejection,
     TruncatedRejection,
@@ -31,6 +32,7 @@ TABLE = torch.randn(27, generator=torch.Generator().manual_seed(5), dtype=torch.
 # Ties at the top, so that the mass of a class and that of an outcome differ.
 TABLE[LM.law().sort().indices[[8, 13, 16]]] = 1.2 * TABLE.max()
 BASE = LM.law()
+DRAFT = LM.tempered(2.0)
 HIGH = BETA * float(TABLE.max())
 REWARD = rewards.Bounded(lambda y: TABLE[LM.index(y)], low=-9.0, high=float(TABLE.max()))
 OUTCOMES = (BASE, TABLE)
@@ -165,15 +167,117 @@ def test_what_is_not_known_is_not_made_up():
     rejected = run(SpeculativeRejection, 8, alpha=0.0, num_samples=20)
     found, kind = kl_of_draws(rejected)
     assert (found.value, kind) == (math.log(8), "bound")
-    pair = {"draft": LM.tempered(2.0).program(), "reward": REWARD, "num_samples": 50, "seed": 0}
+    pair = {"draft": DRAFT.program(), "reward": REWARD, "num_samples": 50, "seed": 0}
+    value = LM.value_function(LM.soft_values(TABLE, BETA))
     for result in (
-        GSI(LM.program(), beta=BETA, n=4, **pair).run(),
-        GSI(LM.program(), beta=BETA, n=4, threshold=-math.inf, **pair).run(),
+        GSI(LM.program(), beta=BETA, n=4, block=1, value=value, **pair).run(),
+        # Fifty draws of the draft are too few to stand for the target.
+        GSI(LM.program(), beta=BETA, n=1, threshold=-math.inf, **pair).run(),
         RewardGuided(LM.program(), **pair).run(),
+        RewardGuided(LM.program(), block=1, value=value, **pair).run(),
     ):
         for outcomes in (None, OUTCOMES):
-            found, _ = kl_of_draws(result, outcomes)
-            assert math.isnan(found.value)
+            found, kind = kl_of_draws(result, outcomes)
+            assert math.isnan(found.value) and math.isnan(found.error) and kind == "unknown"
+        (point,) = reward_kl_frontier(result)
+        assert point.kl_kind == "unknown"
+
+
+def check_estimate(result, law, reward=TABLE):
+    exact = float(kl.exact(law, BASE))
+    (point,) = reward_kl_frontier(result, outcomes=OUTCOMES)
+    # A test of t with 9 degrees of freedom at 9: a false alarm at 1e-5.
+    assert point.kl_kind == "estimate" and abs(point.kl.value - exact) < 9.0 * point.kl.error
+    assert point.kl.error < 0.05
+    assert abs(point.reward.value - float(law @ reward)) < 4.9 * point.reward.error
+    return exact, point.kl.error
+
+
+GUIDED = {
+    "published": {"threshold": 0.4},
+    "debiased": {"threshold": 0.4, "fallback": "debiased"},
+    "never": {"threshold": -math.inf},
+    "always": {"threshold": math.inf},
+    "exact": {"accept": "exact", "log_bound": HIGH + 3.0},
+}
+
+
+@pytest.mark.parametrize("n", [1, 4])
+@pytest.mark.parametrize("name", GUIDED)
+def test_guided_speculation_has_the_divergence_of_its_own_law(name, n):
+    options = GUIDED[name]
+    small = DRAFT.law()
+    if name == "exact":
+        bound = options["log_bound"]
+        law = laws.exact_accept(small, BASE, TABLE, BETA, n, log_bound=bound)
+    else:
+        fallback = options.get("fallback", "published")
+        law = laws.gsi(small, BASE, TABLE, BETA, n, options["threshold"], fallback)
+    result = GSI(
+        LM.program(),
+        draft=DRAFT.program(),
+        reward=REWARD,
+        beta=BETA,
+        n=n,
+        num_samples=5000,
+        seed=n,
+        progress=False,
+        **options,
+    ).run()
+    exact, error = check_estimate(result, law)
+    target = float(kl.exact(laws.tilt(BASE, TABLE, BETA), BASE))
+    assert abs(exact - target) > 20.0 * error
+
+
+def test_reward_guided_draws_have_the_divergence_of_their_law_where_they_were_scored():
+    options = {"draft": DRAFT.program(), "reward": REWARD, "num_samples": 5000, "seed": 0}
+    every = RewardGuided(LM.program(), threshold=math.inf, score_drafts=True, **options).run()
+    assert kl_of_draws(every) == ((0.0, 0.0), "exact")
+    for threshold in (0.3, -math.inf):
+        result = RewardGuided(LM.program(), threshold=threshold, score_drafts=True, **options).run()
+        check_estimate(result, laws.reward_guided(DRAFT.law(), BASE, TABLE, threshold))
+        plain = RewardGuided(LM.program(), threshold=threshold, **options).run()
+        assert torch.equal(plain.samples["tokens"], result.samples["tokens"])
+        assert result.info["target_rows"] == plain.info["target_rows"] + 5000
+
+
+def test_errors_of_guided_speculation_are_those_over_seeds():
+    options = {"draft": DRAFT.program(), "reward": REWARD, "beta": BETA, "n": 2, "threshold": 0.4}
+    found = [
+        kl_of_draws(GSI(LM.program(), num_samples=600, seed=s, progress=False, **options).run())[0]
+        for s in range(100)
+    ]
+    values, errors = torch.tensor(found).double().T
+    exact = float(kl.exact(laws.gsi(DRAFT.law(), BASE, TABLE, BETA, 2, 0.4), BASE))
+    # The standard deviation of the ratio is .075, of which 4.5 make .34: false alarms at 1e-5.
+    assert 0.66 < float(values.std() / errors.square().mean().sqrt()) < 1.34
+    assert abs(float(values.mean()) - exact) < 4.5 * float(values.std()) / math.sqrt(100)
+
+
+@pytest.mark.parametrize("rule", ["normalised", "published"])
+def test_shifted_draws_know_the_divergence_of_their_law(rule):
+    aligned, before = (TabularLM.random(3, 3, seed=s, scale=0.7) for s in (7, 8))
+    law = torch.ones(1, dtype=torch.float64)
+    for t in range(3):
+        start = LM.enumerate()[:, :t].unique(dim=0) if t else torch.zeros(1, 0).long()
+        given = [model.next_log_probs(start).exp() for model in (LM, aligned, before)]
+        law = (law[:, None] * laws.shifted_speculative(*given, rule=rule)).flatten()
+    result = RewardShifted(
+        LM.program(),
+        aligned=aligned.program(),
+        reference=before.program(),
+        rule=rule,
+        reward=REWARD,
+        num_samples=20_000,
+        max_batch=7000,
+        seed=0,
+        progress=False,
+    ).run()
+    assert torch.equal(result.stats["reward"], TABLE[LM.index(result.samples["tokens"])])
+    assert result.beta is None and result.cost.reward_calls == 20_000
+    check_estimate(result, law)
+    each = (law.log() - BASE.log())[LM.index(result.samples["tokens"])]
+    torch.testing.assert_close(result.stats["log_ratio"], each, atol=1e-6, rtol=0.0)
 
 
 def test_weighted_draws_have_the_divergence_of_the_tilt():

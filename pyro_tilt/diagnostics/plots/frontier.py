@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +33,8 @@ def plot_frontier(entries: Entries, *args: Any, ax: Axes | None = None, **kwargs
 
     Points of one label are joined in the order of their divergence. A mark is full where the
     divergence is exact, half full where it is an estimate, and open, with an arrow to the left,
-    where it is an upper bound; the legend says so for the kinds that occur.
+    where it is an upper bound; the legend says so for the kinds that occur. Points whose divergence
+    is unknown are left out and named in a note.
 
     :param entries: see :func:`reward_kl_frontier`, as are ``args`` and ``kwargs``; its points
         can be passed as well.
@@ -60,9 +62,11 @@ def plot_frontier(entries: Entries, *args: Any, ax: Axes | None = None, **kwargs
         marker = _MARKERS[i // len(style.CYCLE) % len(_MARKERS)]
         _curve(ax, curve, style.CYCLE[i % len(style.CYCLE)], marker)
     _kinds(ax, {point.kl_kind for point in known})
-    missing = len(points) - len(known)
+    missing = [point.label for point in points if point not in known]
     if missing:
-        style.note(ax, f"{missing} of {len(points)} points not known", x=0.98, y=0.02)
+        names = ", ".join(dict.fromkeys(missing))
+        text = f"{len(missing)} of {len(points)} points not known: {names}"
+        style.note(ax, textwrap.fill(text, 60), x=0.98, y=0.02)
     ax.margins(x=0.08, y=0.12)
     ax.set_xlim(left=min(0.0, ax.get_xlim()[0]))
     return style.finish(

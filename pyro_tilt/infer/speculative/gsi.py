@@ -200,7 +200,7 @@ class GSI(TwoModelSampler):
             cost=cost,
             stats=stats,
             beta=self.beta,
-            info={"n": float(self.n), **info},
+            info={**self._settings(), **info},
             base=kept.base,
             sampler=type(self).__name__,
             program=self.program,
@@ -209,6 +209,13 @@ class GSI(TwoModelSampler):
         )
         self._warn(result)
         return result
+
+    def _settings(self) -> dict[str, float]:
+        """What the law of the draws depends on."""
+        if self.log_bound is not None:
+            return {"n": float(self.n), "accept_log_bound": self.log_bound}
+        debiased = float(self._debiased)
+        return {"n": float(self.n), "threshold": self.threshold, "debiased": debiased}
 
     def _certificate(self, kept: Kept, residual: Tensor | None) -> Certificate:
         whole = self.block_size is None

@@ -44,6 +44,9 @@ class RewardGuided(TwoModelSampler):
     :param int block: steps of a :func:`~pyro_tilt.scan` after which to judge; None for whole draws.
     :param value: with ``block``, what is judged before the last block: a function of the target's
         carry and of the element of ``xs`` that made it, such as a process reward.
+    :param bool score_drafts: of whole draws, whether the target scores the draft's draws as well:
+        a row of the target for each, and a draft that covers the target, in return for base draws
+        by which the divergence of the law from the target can be estimated.
     :raises TypeError: for a beta.
     :raises ValueError: for sites or vocabularies that differ, a NaN threshold.
     :raises ZeroWeights: if every draw has reward -inf; the draws are attached to the error.
@@ -61,8 +64,6 @@ class RewardGuided(TwoModelSampler):
         (0.9, 'exact')
     """
 
-    _weighs = False
-
     def __init__(
         self,
         program: Callable[..., Any],
@@ -73,16 +74,20 @@ class RewardGuided(TwoModelSampler):
         threshold: float = 0.7,
         block: int | None = None,
         value: Value | None = None,
+        score_drafts: bool = False,
         **options: Any,
     ) -> None:
+        if score_drafts and block is not None:
+            raise ValueError("score_drafts is for whole draws; leave block out")
         program = align_for_choice(type(self).__name__, program, reward, of, options)
         super().__init__(program, draft=draft, block=block, value=value, **options)
         if math.isnan(threshold):
             raise ValueError("threshold must be a number, got nan")
         self.threshold = float(threshold)
+        self._weighs = bool(score_drafts)
 
     def _rule(self, run: Run) -> Rule:
-        return RewardRule(self.threshold)
+        return RewardRule(self.threshold, self._weighs)
 
     def _result(self, run: Run, kept: Kept, cost: Cost, info: dict[str, float]) -> WeightedSamples:
         zeros = torch.zeros(len(kept.reward), dtype=torch.float64, device=kept.reward.device)
@@ -101,7 +106,8 @@ class RewardGuided(TwoModelSampler):
             ),
             cost=cost,
             stats={"reward": kept.reward, "accepted": kept.accepted},
-            info=info,
+            info={"threshold": self.threshold, **info},
+            base=kept.base,
             sampler=type(self).__name__,
             program=self.program,
             args=run.args,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from pyro_tilt.infer.speculative.waiting import Ran, StepRunner, Waiting, side_b
 from pyro_tilt.infer.stepwise.rows import fork, put_rows
 from pyro_tilt.infer.weighted_samples import WeightedSamples
 from pyro_tilt.ops.importance import log_evidence
+from pyro_tilt.poutine.align import Of, align
 
 __all__ = ["RewardShifted"]
 
@@ -54,14 +55,18 @@ class RewardShifted(Sampler):
     does, would change the cost and not the law.
 
     Certificate: *exact*, for the token-by-token law of the rule, which
-    :func:`pyro_tilt.language.laws.shifted_speculative` gives. There is no beta.
+    :func:`pyro_tilt.language.laws.shifted_speculative` gives. There is no beta. The log ratio of
+    that law to the target at each draw is ``stats["log_ratio"]``, whose mean is the divergence. A
+    reward has no part in the draws: it is evaluated on them, as ``stats["reward"]``.
 
     :param program: the target; see :class:`~pyro_tilt.infer.Sampler` for it and all options not
         named here.
     :param aligned: the aligned draft, a program of the same sites.
     :param reference: the draft before its alignment.
     :param str rule: ``"normalised"`` or ``"published"``.
-    :raises TypeError: for a reward or a beta.
+    :param reward: what to evaluate on the draws, if anything.
+    :param of: what it reads, as in :func:`~pyro_tilt.poutine.align`.
+    :raises TypeError: for a beta.
     :raises ValueError: for sites or vocabularies that differ, a step without one categorical site,
         a reference without mass where target and aligned draft have some, or where the published
         rule rejects and leaves no residual.
@@ -85,12 +90,13 @@ class RewardShifted(Sampler):
         aligned: Callable[..., Any],
         reference: Callable[..., Any],
         rule: str = "normalised",
+        reward: Any = None,
+        of: Of = None,
         **options: Any,
     ) -> None:
-        given = [name for name in ("reward", "beta") if options.get(name) is not None]
-        if given:
+        if options.get("beta") is not None:
             raise TypeError(
-                f"RewardShifted takes no {' or '.join(given)}: the aligned draft carries the reward"
+                "RewardShifted takes no beta: the aligned draft carries the strength of its reward"
             )
         if rule not in RULES:
             raise ValueError(f"rule must be one of {', '.join(RULES)}; got {rule!r}")
@@ -101,7 +107,7 @@ class RewardShifted(Sampler):
         if not self.vectorized:
             raise NotImplementedError("RewardShifted has no vectorized=False")
         self.programs = {"target": program, "aligned": aligned, "reference": reference}
-        self.rule = rule
+        self.rule, self.reward, self.of = rule, reward, of
 
     def _sample(self, run: Run) -> WeightedSamples:
         refuse_shared_minibatches(run)
@@ -109,7 +115,9 @@ class RewardShifted(Sampler):
         metered = {name: MeteredProgram(each) for name, each in self.programs.items()}
         nesting = self.max_plate_nesting
         proposals = {
-            name: ProgramProposal(each, run.args, run.kwargs, max_plate_nesting=nesting)
+            name: ProgramProposal(
+                self._read(name, each), run.args, run.kwargs, max_plate_nesting=nesting
+            )
             for name, each in metered.items()
         }
         for each in metered.values():
@@ -126,17 +134,27 @@ class RewardShifted(Sampler):
                 bar.update(count)
         return self._result(run, parts, metered)
 
+    def _read(self, name: str, program: MeteredProgram) -> Callable[..., Any]:
+        """The program, the target with the reward that is read off its draws."""
+        if self.reward is None or name != "target":
+            return program
+        return align(program, self.reward, 1.0, of=self.of)
+
     def _result(
         self, run: Run, parts: list[_Sequences], metered: dict[str, MeteredProgram]
     ) -> WeightedSamples:
         log_z = torch.cat([part.log_z for part in parts])
         accepted = torch.cat([part.accepted for part in parts])
         normalised = self.rule == "normalised"
-        none = log_z.new_tensor(math.nan)
+        none, nothing = log_z.new_tensor(math.nan), log_z.new_empty(0)
         value, error = log_evidence(log_z) if normalised else (none, none)
         info = {"acceptance_rate": float(accepted.mean())}
         for name, each in metered.items():
             info.update(each.info(name))
+        rewards = torch.cat([part.reward for part in parts if part.reward is not None] or [nothing])
+        stats = {"accepted": accepted, "log_ratio": torch.cat([p.log_ratio for p in parts])}
+        if len(rewards):
+            stats["reward"] = rewards
         rows = math.ceil(sum(each.rows for each in metered.values()) - 1e-6)
         return WeightedSamples(
             kind="iid",
@@ -146,8 +164,8 @@ class RewardShifted(Sampler):
             log_normalizer_error=error,
             residual_log_weights=log_z if normalised else None,
             certificate=self._certificate(),
-            cost=run.cost(rows),
-            stats={"accepted": accepted},
+            cost=replace(run.cost(rows), reward_calls=len(rewards)),
+            stats=stats,
             info=info,
             sampler=type(self).__name__,
             program=self.program,
@@ -176,11 +194,21 @@ class RewardShifted(Sampler):
 
 @dataclass
 class _Sequences:
-    """Values of the sites, log of the product of normalisers, and the share accepted."""
+    """
+    Sequences of a batch.
+
+    :ivar values: of the sites.
+    :ivar log_z: log of the product of normalisers.
+    :ivar accepted: share of tokens.
+    :ivar log_ratio: log of their law over that of the target.
+    :ivar reward: None where there is none.
+    """
 
     values: dict[str, Tensor]
     log_z: Tensor
     accepted: Tensor
+    log_ratio: Tensor
+    reward: Tensor | None
 
 
 class _Writer:
@@ -197,6 +225,8 @@ class _Writer:
         self.values: dict[str, Tensor] = {}
         self.log_z = torch.zeros(count, dtype=torch.float64)
         self.accepted = torch.zeros(count, dtype=torch.float64)
+        self.log_ratio = torch.zeros(count, dtype=torch.float64)
+        self.reward: Tensor | None = None
 
     def write(self) -> _Sequences:
         """All steps, and what follows them in the target."""
@@ -204,7 +234,7 @@ class _Writer:
         side_by_side(runners, self.count, self._steps)
         shapes = {k: site.shape for k, site in self.proposals["target"]._sites.recorded.items()}
         values = {k: v.reshape(self.count, *shapes[k]) for k, v in self.values.items()}
-        return _Sequences(values, self.log_z, self.accepted)
+        return _Sequences(values, self.log_z, self.accepted, self.log_ratio, self.reward)
 
     def _steps(self, waiting: list[Waiting]) -> None:
         models = dict(zip(_MODELS, waiting, strict=True))
@@ -216,7 +246,10 @@ class _Writer:
         for k, x in enumerate(xs):
             carries = self._token(models, carries, x, k)
         finisher = StepRunner(self.proposals["target"])
-        self.values.update(finisher.finish(carries["target"], self.values, self.count).values)
+        end = finisher.finish(carries["target"], self.values, self.count)
+        self.values.update(end.values)
+        for reward, _ in end.rewards:
+            self.reward = reward
 
     def _token(
         self, models: dict[str, Waiting], carries: dict[str, Any], x: Any, k: int
@@ -228,16 +261,17 @@ class _Writer:
             drawn[name] = self._run(models[name], name, carries[name], x, rows, known, k)
             known = drawn["aligned"].values
         where = f"step {k}"
-        site, value, accepted, log_z = judge(
-            self.rule, {name: each.laws for name, each in drawn.items()}, known, where
-        )
-        self.log_z = self.log_z + log_z.to(self.log_z)
+        laws = {name: each.laws for name, each in drawn.items()}
+        judged = judge(self.rule, laws, known, where)
+        accepted, value = judged.accepted, judged.value
+        self.log_z = self.log_z + judged.log_z.to(self.log_z)
+        self.log_ratio = self.log_ratio + judged.log_ratio.to(self.log_ratio)
         self.accepted += accepted.double().cpu() / len(models["target"].xs)
         replaced = (~accepted).nonzero().squeeze(-1).cpu()
         after = {name: each.carry for name, each in drawn.items()}
         values = drawn["target"].values
         if len(replaced):
-            known = {site: value[replaced.to(value.device)]}
+            known = {judged.site: value[replaced.to(value.device)]}
             for name in _MODELS:
                 again = self._run(models[name], name, carries[name], x, replaced, known, k)
                 after[name] = put_rows(after[name], replaced, again.carry)

@@ -151,20 +151,23 @@ class RewardRule:
     One draw of the draft, kept if its reward reaches the threshold.
 
     :ivar threshold: of the reward.
+    :ivar scored: whether the target scores the draws of the draft, for the record alone.
     :ivar width: 1.
     """
 
     threshold: float
+    scored: bool = False
     width: int = field(default=1, init=False)
 
     def __call__(self, source: Source, chains: Tensor, generator: torch.Generator) -> Choice:
         """See :class:`Rule`."""
-        kept = source.draft(chains, 1, scored=False)
+        kept = source.draft(chains, 1, scored=self.scored)
+        drafts = _scored(kept)
         accepted = kept.reward.cpu().double() >= self.threshold
         waiting = _where(~accepted)
         if len(waiting):
             kept.put(waiting, source.target(chains[waiting], 1, scored=False))
-        return Choice(kept, accepted, torch.zeros_like(accepted), None)
+        return Choice(kept, accepted, torch.zeros_like(accepted), None, drafts)
 
 
 def _fallback(

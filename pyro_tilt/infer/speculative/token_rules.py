@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_tilt.ops.importance import as_double
 
-__all__ = ["TokenRule", "judge"]
+__all__ = ["Judged", "TokenRule", "judge"]
 
 
 @dataclass
@@ -29,9 +29,28 @@ class TokenRule:
     generator: torch.Generator
 
 
+@dataclass
+class Judged:
+    """
+    What a rule made of a token of every row.
+
+    :ivar site: its site.
+    :ivar value: the tokens kept, (N,).
+    :ivar accepted: which of them were accepted.
+    :ivar log_z: the log normaliser Z.
+    :ivar log_ratio: log probability of the token under the rule over that under the target.
+    """
+
+    site: str
+    value: Tensor
+    accepted: Tensor
+    log_z: Tensor
+    log_ratio: Tensor
+
+
 def judge(
     rule: TokenRule, laws: Mapping[str, Mapping[str, Any]], drawn: Mapping[str, Tensor], where: str
-) -> tuple[str, Tensor, Tensor, Tensor]:
+) -> Judged:
     """
     Accepts tokens or draws others.
 
@@ -39,7 +58,6 @@ def judge(
     :param laws: of the latent sites of the step, by model.
     :param drawn: the values of the aligned draft.
     :param where: names the step in an error.
-    :returns: the site, its values (N,), which of them were accepted, and the log normaliser Z.
     :raises ValueError: for a step without one categorical site, a reference without mass, or a
         rule that rejects and has nothing to put in place.
     """
@@ -65,7 +83,18 @@ def judge(
     rows = (~accepted).nonzero().squeeze(-1)
     if len(rows):
         token[rows] = _residual(scaled[rows], small[rows], rule, site)
-    return site, token.reshape(value.shape).to(value.dtype), accepted, log_z
+    law = scaled if rule.name == "normalised" else _published(scaled, small)
+    log_ratio = (law - big).gather(-1, token.unsqueeze(-1)).squeeze(-1)
+    return Judged(site, token.reshape(value.shape).to(value.dtype), accepted, log_z, log_ratio)
+
+
+def _published(scaled: Tensor, small: Tensor) -> Tensor:
+    """The log law of a token, accepted or replaced, under the published rule."""
+    accepted = torch.minimum(scaled, small).exp()
+    lacking = (scaled.exp() - small.exp()).clamp(min=0.0)
+    total = lacking.sum(-1, keepdim=True)
+    rejected = (1.0 - accepted.sum(-1, keepdim=True)).clamp(min=0.0)
+    return (accepted + torch.where(total > 0.0, rejected * lacking / total, lacking)).log()
 
 
 def _residual(scaled: Tensor, small: Tensor, rule: TokenRule, site: str) -> Tensor:

@@ -80,14 +80,16 @@ def test_kinds_of_divergence_are_told_apart_in_the_plot():
         FrontierPoint("a", kl=nothing, reward=one),
         FrontierPoint("a", kl=some, reward=one),
         FrontierPoint("b", kl=Estimate(0.9, 0.0), reward=one, kl_kind="bound"),
+        FrontierPoint("c", kl=Estimate(math.nan, math.nan), reward=one),
     ]
-    assert [point.kl_kind for point in points] == ["exact", "estimate", "bound"]
+    assert [point.kl_kind for point in points] == ["exact", "estimate", "bound", "unknown"]
     ax = plot_frontier(points)
     marks = [bars[0] for bars in ax.containers]
     assert [mark.get_fillstyle() for mark in marks] == ["full", "left", "none"]
     texts = [text.get_text() for text in ax.get_legend().get_texts()]
     assert texts == ["a", "b", "KL exact", "KL estimated", "KL at most"]
-    with pytest.raises(ValueError, match="kl_kind must be one of exact, estimate, bound"):
+    assert "1 of 4 points not known: c" in [text.get_text() for text in ax.texts]
+    with pytest.raises(ValueError, match="kl_kind must be one of exact, estimate, bound, unknown"):
         FrontierPoint("a", kl=nothing, reward=one, kl_kind="guess")
 
 

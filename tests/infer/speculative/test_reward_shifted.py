@@ -95,8 +95,8 @@ def test_batches_and_seeds():
 
 
 def test_bad_input():
-    with pytest.raises(TypeError, match="takes no reward"):
-        shifted(reward=lambda y: y)
+    with pytest.raises(TypeError, match="takes no beta"):
+        shifted(reward=lambda y: y, beta=2.0)
     with pytest.raises(ValueError, match="rule must be one of"):
         shifted(rule="other")
     with pytest.raises(ValueError, match="vocabularies differ"):
