@@ -52,7 +52,8 @@ class NeuralLM:
     :param top_p: only the most probable tokens of this mass together; None for all.
     :param suppress_tokens: tokens that are never written.
     :param context: the most tokens that the network reads; by default what its configuration says.
-    :param use_cache: whether to keep keys and values of a transformers model from step to step.
+    :param use_cache: whether to keep keys and values of a transformers model from step to step;
+        one that has none, as RWKV and Mamba, is read anew, with a warning unless this is False.
     :param tokenizer: a transformers tokenizer, for prompts and results that are text.
     :param decode: a function of tokens ``(n, t)`` to n texts, in place of that of the tokenizer.
     :raises TypeError: for a module of another kind.
@@ -122,8 +123,9 @@ class NeuralLM:
         """
         Loads any causal model that transformers has saved, from a folder and without a network.
 
-        Its tokenizer is loaded where the folder has one. ``stop_token`` is by default the end
-        of its generation configuration.
+        Its tokenizer is loaded where the folder has one, and models without keys and values, as
+        RWKV and Mamba, run the same way, only slower (``use_cache``). ``stop_token`` is by default
+        the end of its generation configuration.
 
         :param path: a folder with ``config.json`` and weights.
         :param max_tokens: see :class:`NeuralLM`, as are ``options``.

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import copy
 import importlib
+import inspect
 import os
+import warnings
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
@@ -95,15 +97,15 @@ class CausalNetwork:
     ``(batch, heads, t, width)`` and the number of tokens read. A cache object of transformers is
     made from it for each call and taken apart after it, so that no state is changed in place.
 
+    A model that keeps something else, as RWKV and Mamba do, is read anew at every step, with a
+    :class:`~pyro_tilt.infer.SamplerWarning` unless ``use_cache`` is False.
+
     :param model: called with ``input_ids`` and ``past_key_values``.
     :param use_cache: if False everything is read again at every step.
-    :raises TypeError: for a model whose cache holds more than keys and values.
     """
 
     def __init__(self, model: Any, *, use_cache: bool = True) -> None:
         self.model = model
-        self.use_cache = use_cache
-        self.key: tuple[Any, ...] = (type(self), model, use_cache)
         config = model.config.get_text_config(decoder=True)
         found = getattr(config, "max_position_embeddings", None)
         self.context: int | None = found if found is None or found > 0 else None
@@ -114,7 +116,8 @@ class CausalNetwork:
             caches = require("transformers.cache_utils")
             self._kinds = (caches.DynamicLayer, caches.DynamicSlidingWindowLayer)
             self._empty = caches.DynamicCache(config=model.config)
-            self._known_layers(self._empty)
+        self.use_cache = use_cache and self._keeps_keys_and_values()
+        self.key: tuple[Any, ...] = (type(self), model, self.use_cache)
 
     def score(self, tokens: Tensor) -> Tensor:
         mask = self._mask(tokens, 0)
@@ -131,7 +134,7 @@ class CausalNetwork:
         found = self.model(
             input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True
         )
-        return found.logits[:, -1], self._state(found.past_key_values)
+        return found.logits[:, -1], self._state(getattr(found, "past_key_values", None))
 
     def unread(self, tokens: Tensor) -> Tensor:
         return tokens[:, -1:] if self.use_cache else tokens
@@ -141,6 +144,26 @@ class CausalNetwork:
         if self._padding is None or not bool((tokens == self._padding).any()):
             return None
         return tokens.new_ones(len(tokens), before + tokens.shape[1])
+
+    def _keeps_keys_and_values(self) -> bool:
+        """Whether a cache of the model has the form that states have; warns where it has not."""
+        plain = getattr(self.model, "get_base_model", lambda: self.model)()
+        known = inspect.signature(plain.forward).parameters
+        # A wrapper that takes anything says nothing of what it takes.
+        takes = "past_key_values" in known or "input_ids" not in known
+        if takes and all(type(layer) in self._kinds for layer in self._empty.layers):
+            return True
+        # The warnings belong to the samplers, which lie beside this package.
+        from pyro_tilt.infer.errors import SamplerWarning
+
+        warnings.warn(
+            f"{type(self.model).__name__} does not keep keys and values of the tokens alone, so "
+            "that the whole sequence is read anew at every step, which is slower; pass "
+            "use_cache=False to do so without this warning",
+            SamplerWarning,
+            stacklevel=5,
+        )
+        return False
 
     def _cache(self, state: Any) -> Any:
         # Copies of one level are faster than a new cache, which reads the whole configuration.

@@ -7,7 +7,7 @@ from neural_models import TwoBack, tiny_gpt2
 from torch import nn
 
 from pyro_tilt import rewards
-from pyro_tilt.infer import SMC, BestOfN, BlockBestOfN
+from pyro_tilt.infer import SMC, BestOfN, BlockBestOfN, SamplerWarning
 from pyro_tilt.infer.cost import CountRows
 from pyro_tilt.language import NeuralLM
 
@@ -138,16 +138,43 @@ def test_sliding_windows_are_kept():
     assert smc.samples["tokens"].shape == (20, 10)
 
 
-def test_other_caches_are_refused_by_name():
+RECURRENT = {
+    "Rwkv": {"hidden_size": 8, "num_hidden_layers": 2, "context_length": 32},
+    "Mamba": {"hidden_size": 8, "num_hidden_layers": 2, "state_size": 4},
+    "RecurrentGemma": {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2,
+                       "intermediate_size": 16, "lru_width": 16},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_checkpoints_without_keys_and_values_are_read_anew(kind, tmp_path):
     transformers = pytest.importorskip("transformers")
-    config = transformers.MambaConfig(
-        vocab_size=11, hidden_size=8, num_hidden_layers=1, state_size=4
-    )
-    net = transformers.MambaForCausalLM(config)
-    options = {"max_tokens": 3, "begin_token": 0}
-    with pytest.raises(TypeError, match="use_cache=False"):
+    if not hasattr(transformers, f"{kind}ForCausalLM"):
+        pytest.skip(f"transformers has no {kind}")
+    torch.manual_seed(0)
+    options = {"vocab_size": 11, "eos_token_id": 1, "tie_word_embeddings": False}
+    config = getattr(transformers, f"{kind}Config")(**options, **RECURRENT[kind])
+    net = getattr(transformers, f"{kind}ForCausalLM")(config)
+    net.save_pretrained(tmp_path)
+    # The scale of logits under fresh weights depends on the kind.
+    spread = float(net.eval()(torch.arange(11)[None], use_cache=False).logits.detach().std())
+    options = {"max_tokens": 5, "begin_token": 0, "temperature": spread}
+    with pytest.warns(SamplerWarning, match=f"{kind}.* slower; pass use_cache=False") as caught:
+        lm = NeuralLM.from_pretrained(tmp_path, **options)
+    assert len(caught) == 1
+    with pytest.warns(SamplerWarning, match="slower") as caught:
         NeuralLM(net, **options)
-    assert NeuralLM(net, use_cache=False, **options).generate(2).tokens.shape == (2, 3)
+    assert "pyro_tilt" not in caught[0].filename
+    written = lm.generate(40, [3, 4], seed=0)
+    torch.testing.assert_close(lm.log_prob(written.tokens, prompt_length=2), written.log_prob)
+    assert len(written.tokens.unique(dim=0)) > 20
+    silent = NeuralLM.from_pretrained(tmp_path, use_cache=False, **options)
+    assert torch.equal(silent.generate(40, [3, 4], seed=0).tokens, written.tokens)
+    smc = SMC(lm.program([3]), num_particles=20, seed=0, ess_threshold=1.0, check_lineage=False,
+              twist=lambda c, t: c.tokens[:, -1].double(), reward=reward()).run()  # fmt: skip
+    # Every step drew from the law after the particle's own past, whatever was exchanged.
+    law = lm.log_prob(smc.samples["tokens"], prompt_length=1)
+    assert law.isfinite().all() and smc.steps["resampled"].any()
 
 
 @pytest.fixture
