@@ -12,24 +12,6 @@ from torch import Tensor
 from pyro_tilt.ops.importance import as_double, log_evidence, log_mean_exp
 
 
-def no_evidence(like: Tensor) -> dict[str, Tensor]:
-    """
-    The weights and the evidence of draws that estimate none: a law that is normalised already.
-
-    :param like: one number per draw, such as the rewards, (N,).
-    :returns: arguments of a result.
-
-    >>> {name: value.tolist() for name, value in no_evidence(torch.ones(2)).items()}
-    {'log_weights': [0.0, 0.0], 'log_normalizer': 0.0, 'log_normalizer_error': 0.0}
-    """
-    zeros = torch.zeros_like(as_double(like))
-    return {
-        "log_weights": zeros,
-        "log_normalizer": zeros.new_tensor(0.0),
-        "log_normalizer_error": zeros.new_tensor(0.0),
-    }
-
-
 def pooled_evidence(
     log_weights: Tensor,
     chain_sizes: Sequence[int],
