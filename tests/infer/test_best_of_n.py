@@ -12,7 +12,7 @@ from pyro_tilt.infer import SamplerWarning, ZeroWeights
 from pyro_tilt.infer.best_of_n import BestOfN
 from pyro_tilt.infer.selection import BlockBestOfN
 from pyro_tilt.poutine import align
-from pyro_tilt.testing.gates import P_VALUE
+from pyro_tilt.testing.gates import P_VALUE, chi_square
 from pyro_tilt.testing.sampler_case import SamplerTestCase
 from pyro_tilt.testing.tabular_diffusion import tabular_masked_diffusion
 
@@ -71,17 +71,6 @@ def best_law(base, reward, n):
         upto, below = base[reward <= level].sum(), base[reward < level].sum()
         law[inside] = base[inside] / base[inside].sum() * (upto**n - below**n)
     return law
-
-
-def chi_square(values, law):
-    counts = torch.bincount(values, minlength=len(law)).double()
-    assert counts[law == 0].sum() == 0
-    kept = law > 0
-    if int(kept.sum()) == 1:
-        return 1.0
-    expected = law[kept] / law.sum() * counts.sum()
-    statistic = float(((counts[kept] - expected).square() / expected).sum())
-    return stats.chi2.sf(statistic, int(kept.sum()) - 1)
 
 
 @pytest.mark.filterwarnings("ignore::pyro_tilt.infer.SamplerWarning")
