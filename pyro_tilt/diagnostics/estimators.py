@@ -48,7 +48,9 @@ def kl_to_base(result: WeightedSamples) -> Estimate:
         \mathrm{KL}(q \,\|\, p) = \mathbb E_q[\beta r] - \log \mathbb E_p e^{\beta r}
 
     with p the base program given its observations and other factors. The error is that of the
-    delta method: for weighted draws both terms come from the same draws; otherwise the second
+    delta method. For weighted draws both terms come from the same draws: the second is the unbiased
+    evidence of the run where the base has an evidence of one (``info["base_log_normalizer"]``),
+    else the ratio of the weights with and without the tilt. For other draws the second
     is the run's evidence (or, without an error of it, that of the base draws) over the evidence
     of the base draws, taken as independent of the first. Residual weights enter where there are
     any, so that q is the target and not the law of the draws.
@@ -87,6 +89,12 @@ def kl_to_base(result: WeightedSamples) -> Estimate:
     if not bool((log_weights > -math.inf).any()):
         return UNKNOWN
     spent, spent_influence = _mean(beta * reward, log_weights)
+    known = result.info.get("base_log_normalizer", math.nan)
+    if result.kind == "weighted" and math.isfinite(known):
+        # Particles that were resampled by the tilt are few where the base has its mass.
+        value = spent - log_mean_exp(log_weights) + known
+        influence = spent_influence - _relative(log_weights)
+        return Estimate(max(float(value), 0.0), error_of_mean(influence, result))
     if _paired(result):
         base = base_view(result).log_weights
         value = spent - log_mean_exp(log_weights) + log_mean_exp(base)
@@ -237,9 +245,11 @@ def error_of_mean(influence: Tensor, result: WeightedSamples) -> float:
     """
     Standard error of the mean influence.
 
-    Draws of one particle run with steps share ancestors, so that several runs are compared as
-    wholes, while within a single run the dependence stays unseen. A Markov chain counts its
-    effective draws.
+    Draws of one particle run with steps share ancestors: several runs are compared as wholes, and
+    within a single run the families of the first particles (``stats["ancestor"]``), as in the
+    variance of the evidence by Chan and Lai (2013) and Lee and Whiteley (2018, arXiv 1509.00394);
+    resampling that is better than multinomial makes such an error too large. A Markov chain counts
+    its effective draws.
     """
     chains = torch.split(influence, list(result.chain_sizes))
     count = len(influence)
@@ -254,4 +264,8 @@ def error_of_mean(influence: Tensor, result: WeightedSamples) -> float:
     if result.steps and len(chains) > 1:
         parts = torch.stack([part.sum() / count for part in chains])
         return float((parts - parts.mean()).norm() * math.sqrt(len(chains) / (len(chains) - 1)))
+    if result.steps and "ancestor" in result.stats:
+        families = torch.zeros_like(influence)
+        index = result.stats["ancestor"].long().to(influence.device)
+        return _plain(families.index_add(0, index, influence))
     return _plain(influence)

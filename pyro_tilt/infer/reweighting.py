@@ -181,12 +181,17 @@ def _weighted(result: WeightedSamples, log_weights: Tensor, beta: float) -> Weig
         chain_log_normalizers=cast(Tensor, chain_values),
         certificate=_consistent(result),
         steps={},
-        info={"reweighted_from": float(result.beta or 0.0)},
+        info={"reweighted_from": float(result.beta or 0.0)} | _of_the_base(result),
         beta=beta,
         psis_log_weights=smoothed,
         pareto_k=float(shape),
         residual_log_weights=None,
     )
+
+
+def _of_the_base(result: WeightedSamples) -> dict[str, float]:
+    name = "base_log_normalizer"
+    return {name: result.info[name]} if name in result.info else {}
 
 
 def _consistent(result: WeightedSamples) -> Certificate:

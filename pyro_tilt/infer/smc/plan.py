@@ -59,6 +59,11 @@ class StepPlan(ProgramProposal):
             and all(kwargs[name] is self.kwargs[name] for name in kwargs)
         )
 
+    @property
+    def base_is_normalized(self) -> bool:
+        """Whether tilts alone weigh the program: without them its evidence is one."""
+        return len(self._sites.factors) == len(self._sites.tilts)
+
     def check_names(self, sampled: Sequence[str], factors: Sequence[str]) -> None:
         """
         Compares the sites of a run with those of the plain run.

@@ -365,6 +365,7 @@ class SMC(Sampler):
             stats={name: value.to(device) for name, value in stats.items()},
             steps=steps,
             beta=beta,
+            info={"base_log_normalizer": 0.0} if plan.base_is_normalized else {},
             sampler=type(self).__name__,
             program=self.program,
             args=run.args,
