@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,8 +11,18 @@ from typing import Annotated, Any
 import typer
 
 from pyro_tilt.cli.failing import FAILED, fail
-from pyro_tilt.cli.loading import load
-from pyro_tilt.cli.methods import FLAGS, METHODS, NAMED, Accept, Fallback, Method, Rule, check
+from pyro_tilt.cli.loading import as_runnable, load
+from pyro_tilt.cli.methods import (
+    FLAGS,
+    METHODS,
+    NAMED,
+    Accept,
+    Closeness,
+    Fallback,
+    Method,
+    Rule,
+    check,
+)
 from pyro_tilt.cli.writing import make_folder, write_result, write_texts
 
 __all__ = ["app"]
@@ -30,7 +39,14 @@ def main() -> None:
 
 @app.command()
 def align(
-    program: Annotated[str, typer.Argument(metavar=_SPEC, help="The Pyro program; no arguments.")],
+    program: Annotated[
+        str,
+        typer.Argument(
+            metavar=_SPEC,
+            help="The Pyro program, without arguments; --method auto also takes a distribution, "
+            "a diffusion or a language model.",
+        ),
+    ],
     reward: Annotated[
         str | None,
         typer.Option(
@@ -42,10 +58,21 @@ def align(
         float | None,
         typer.Option(
             help="Multiplies the reward (RLHF's KL coefficient, inverted); all need it but "
-            "best-of-n, speculative-rejection, reward-guided and reward-shifted."
+            "best-of-n, speculative-rejection, reward-guided and reward-shifted. 1 under "
+            "--closeness wasserstein."
         ),
     ] = None,
     method: Annotated[Method, typer.Option(help="The sampler.")] = Method.auto,
+    closeness: Annotated[
+        Closeness | None,
+        typer.Option(help="Of auto: reweight draws (kl, unless set) or move them (wasserstein)."),
+    ] = None,
+    penalty: Annotated[
+        float | None, typer.Option(help="With wasserstein: price of transport, 1 unless set.")
+    ] = None,
+    radius: Annotated[
+        float | None, typer.Option(help="With wasserstein: bound on its mean cost instead.")
+    ] = None,
     num_samples: Annotated[
         int | None,
         typer.Option("--num-samples", "-n", min=1, help="Draws: 1000, or 1 search of aisp."),
@@ -118,12 +145,15 @@ def align(
     seed: Annotated[int, typer.Option(help="Makes the run reproduce.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for what is written.")] = Path("pyro-tilt-out"),
 ) -> None:
-    """Sample a program reweighted by exp(beta * reward).
+    """Sample a program reweighted by exp(beta * reward), or move its draws uphill.
 
     Writes samples.nc, health.png and summary.json to the --out folder and prints the summary. A
     program that can decode its tokens is shown as text, with reward and weight, in texts.csv too.
     """
     options: dict[str, Any] = {
+        "closeness": closeness,
+        "penalty": penalty,
+        "radius": radius,
         "n": choose_from,
         "block": block,
         "value": value,
@@ -146,14 +176,16 @@ def align(
     }
     given = {name: option for name, option in options.items() if option is not None}
     check(method, reward, beta, given)
-    base = load(program, "PROGRAM")
+    base = load(program, "PROGRAM", call=False)
+    runnable = as_runnable(base, "PROGRAM")
+    target = base if method is Method.auto else runnable
     scorer = None if reward is None else load(reward, "--reward")
     for name in given.keys() & set(NAMED):
         given[name] = load(str(given[name]), FLAGS[name])
     make_folder(out)
     try:
         count = num_samples or (METHODS[method].num_samples if method in METHODS else 1000)
-        sampler = _sampler(base, scorer, beta, method, num_samples=count, seed=seed, **given)
+        sampler = _sampler(target, scorer, beta, method, num_samples=count, seed=seed, **given)
         result = sampler.run()
     except (ValueError, NotImplementedError, TypeError) as error:
         fail(str(error), FAILED)
@@ -162,24 +194,31 @@ def align(
         write_texts(result, base, out, show)
 
 
-def _sampler(
-    program: Callable[..., Any], reward: Any, beta: float | None, method: Method, **options: Any
-) -> Any:
+def _sampler(program: Any, reward: Any, beta: float | None, method: Method, **options: Any) -> Any:
     from pyro_tilt import infer
 
     if method is Method.auto:
-        assert beta is not None
-        return _planned(program, reward, beta, **options)
+        return _planned(program, reward, 1.0 if beta is None else beta, **options)
     given = {"reward": reward, "beta": beta}
     options.update({name: each for name, each in given.items() if each is not None})
     options = {k: each.value if isinstance(each, StrEnum) else each for k, each in options.items()}
     return getattr(infer, METHODS[method].sampler)(program, **options)
 
 
-def _planned(program: Callable[..., Any], reward: Any, beta: float, **options: Any) -> Any:
+def _planned(
+    base: Any,
+    reward: Any,
+    beta: float,
+    *,
+    closeness: str = "kl",
+    penalty: float | None = None,
+    radius: float | None = None,
+    **options: Any,
+) -> Any:
     from pyro_tilt import plan
 
-    found = plan(program, reward, beta)
+    seed = options["seed"]
+    found = plan(base, reward, beta, str(closeness), penalty=penalty, radius=radius, seed=seed)
     chosen = found.choice
     if chosen is None:
         why = f"--method auto picks nothing: {found.why_none} Name a method to run it"

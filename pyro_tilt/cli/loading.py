@@ -12,7 +12,7 @@ from typing import Any
 
 from pyro_tilt.cli.failing import USAGE, fail
 
-__all__ = ["load"]
+__all__ = ["as_runnable", "load"]
 
 
 def load(spec: str, option: str, *, call: bool = True) -> Any:
@@ -36,6 +36,26 @@ def load(spec: str, option: str, *, call: bool = True) -> Any:
     if call and not callable(target):
         fail(f"{option}: {spec} is a {type(target).__name__}, not something to call", USAGE)
     return target
+
+
+def as_runnable(base: Any, option: str) -> Any:
+    """
+    The Pyro program of a base, or a message that it is none.
+
+    :param base: a program, distribution, diffusion or language model.
+    :param option: where it was given.
+    """
+    from torch.distributions import Distribution
+
+    from pyro_tilt.tractability.base import as_base
+
+    if callable(base) and not isinstance(base, Distribution):
+        return base
+    try:
+        found = as_base(base)
+    except (TypeError, ValueError) as error:
+        return fail(f"{option}: {str(error).removeprefix('plan: ')}", USAGE)
+    return found.steps_program or found.program
 
 
 def _import(source: str, option: str) -> ModuleType:

@@ -10,7 +10,19 @@ from typing import Any
 
 from pyro_tilt.cli.failing import USAGE, fail
 
-__all__ = ["FLAGS", "METHODS", "NAMED", "Accept", "Entry", "Fallback", "Method", "Rule", "check"]
+__all__ = [
+    "AUTO",
+    "FLAGS",
+    "METHODS",
+    "NAMED",
+    "Accept",
+    "Closeness",
+    "Entry",
+    "Fallback",
+    "Method",
+    "Rule",
+    "check",
+]
 
 
 class Method(StrEnum):
@@ -46,6 +58,13 @@ class Accept(StrEnum):
     exact = "exact"
 
 
+class Closeness(StrEnum):
+    """What keeps the aligned law near the base."""
+
+    kl = "kl"
+    wasserstein = "wasserstein"
+
+
 class Rule(StrEnum):
     """How a token of the aligned draft is accepted or replaced."""
 
@@ -74,6 +93,7 @@ class Entry:
     num_samples: int = 1000
 
 
+AUTO = Entry("auto", ("closeness", "penalty", "radius"))
 _BLOCKS = ("n", "block", "value")
 _ORDER = "only the order of rewards counts"
 METHODS = {
@@ -122,7 +142,7 @@ FLAGS = {
         for name in (
             "block", "value", "exact_values", "log_bound", "score", "alpha", "checks", "draft",
             "threshold", "fallback", "accept", "aligned", "reference", "rule", "module",
-            "iterations", "sigma", "tau",
+            "iterations", "sigma", "tau", "closeness", "penalty", "radius",
         )
     },
 }  # fmt: skip
@@ -139,14 +159,15 @@ def check(method: Method, reward: str | None, beta: float | None, given: dict[st
     :param beta: as given.
     :param given: further options that were given.
     """
-    entry, name = METHODS.get(method, Entry("auto")), f"--method {method.value}"
+    entry, name = METHODS.get(method, AUTO), f"--method {method.value}"
+    moved = given.get("closeness") == Closeness.wasserstein
     if entry.no_reward and reward is not None:
         fail(f"{name} has no --reward, {entry.no_reward}", USAGE)
     if not entry.no_reward and reward is None:
         fail(f"{name} needs --reward FILE_OR_MODULE:NAME", USAGE)
     if entry.no_beta and beta is not None:
         fail(f"{name} has no --beta, {entry.no_beta}", USAGE)
-    if not entry.no_beta and beta is None:
+    if not entry.no_beta and beta is None and not (moved and method is Method.auto):
         fail(f"{name} needs --beta", USAGE)
     if beta is not None and not math.isfinite(beta):
         fail(f"--beta must be finite, got {beta}", USAGE)
@@ -155,13 +176,19 @@ def check(method: Method, reward: str | None, beta: float | None, given: dict[st
             fail(f"{name} needs {FLAGS[option]} FILE_OR_MODULE:NAME", USAGE)
     for option in given:
         if option not in entry.options:
-            takers = [m.value for m, each in METHODS.items() if option in each.options]
+            known = {Method.auto: AUTO, **METHODS}
+            takers = [m.value for m, each in known.items() if option in each.options]
             fail(f"{FLAGS[option]} belongs to --method {' or '.join(takers)}", USAGE)
     _check_pairs(method, given)
 
 
 def _check_pairs(method: Method, given: dict[str, Any]) -> None:
     """Options that go with another one."""
+    prices = [option for option in ("penalty", "radius") if option in given]
+    if prices and given.get("closeness") != Closeness.wasserstein:
+        fail(f"{FLAGS[prices[0]]} goes with --closeness wasserstein; under kl beta decides", USAGE)
+    if len(prices) > 1:
+        fail("give --penalty, the price of transport, or --radius, its bound, not both", USAGE)
     for option in ("value", "exact_values"):
         if option in given and "block" not in given:
             fail(f"{FLAGS[option]} goes with --block, the steps after which to choose by it", USAGE)
