@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 SMALL_SITE = 16
 """Sites with at most this many values are listed with their means."""
 
+MANY_UNFINISHED = 0.25
+"""A larger mass at False of a site named ``..._finished`` is warned of."""
+
 _VERDICTS = ("ok", "strained", "broken")
 
 
@@ -53,8 +56,11 @@ def summary(result: WeightedSamples) -> Summary:
 
     Means of sites are those of :meth:`~pyro_tilt.infer.WeightedSamples.expectation`; reward, KL and
     evidence take the raw weights. k-hat is held against
-    ``min(.7, 1 - 1/log10 N)`` and is never silent above it. The reward *before* is the one of the
-    base program given its observations, from the base proposals that the sampler kept.
+    ``min(.7, 1 - 1/log10 N)`` and is never silent above it. A program tells by a deterministic site
+    of booleans named ``..._finished`` which draws came to their end, as language programs with a
+    stop token do; where more than a quarter of the mass did not, that is said. The reward
+    *before* is the one of the base program given its observations, from the base proposals that the
+    sampler kept.
 
     :param result: the result of a sampler.
 
@@ -82,6 +88,7 @@ def summary(result: WeightedSamples) -> Summary:
         "acceptance": _acceptance(result),
         "clipping": _clipping(result),
         "capped": None if capped is None else int(capped.sum()),
+        "unfinished": _unfinished(result),
         "reward": _reward(result),
         "kl": _kl(result),
         "cost": result.cost.to_dict(),
@@ -165,6 +172,19 @@ def _clipping(result: WeightedSamples) -> dict[str, Any] | None:
     return found if found["mass"] is not None or found["mass_upper"] is not None else None
 
 
+def _unfinished(result: WeightedSamples) -> dict[str, float] | None:
+    """The mass at False of each site of booleans that is named ``..._finished``."""
+    weight = reading.analysis_weights(result)
+    flags = {
+        name: value
+        for name, value in result.samples.items()
+        if name.endswith("_finished") and value.dtype == torch.bool and value.dim() == 1
+    }
+    if not flags or not weight.any():
+        return None
+    return {name: float(weight[reading.array(~flag) > 0.0].sum()) for name, flag in flags.items()}
+
+
 def _reward(result: WeightedSamples) -> dict[str, Any] | None:
     after, before = reading.after(result), reading.before(result)
     if after is None:
@@ -231,6 +251,13 @@ def _warnings(numbers: dict[str, Any]) -> list[tuple[str, str]]:
                 "lower epsilon",
             )
         )
+    for name, mass in (numbers["unfinished"] or {}).items():
+        if mass > MANY_UNFINISHED:
+            text = (
+                f"{mass:.1%} of the mass was cut off before its end ({name} is False): raise the "
+                "limit, or let the reward read that site"
+            )
+            found.append(("strained", text))
     found.append(_spread_warning(numbers["log_evidence"]))
     return [warning for warning in found if warning is not None]
 

@@ -105,6 +105,8 @@ def _entries(numbers: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "clipped mass", _clipping_text(numbers["clipping"])
     if numbers["capped"] is not None:
         yield "capped draws", f"{numbers['capped']:,}"
+    for name, mass in (numbers.get("unfinished") or {}).items():
+        yield "cut off", f"{mass:.1%} of the mass ({name} is False)"
     if numbers["reward"] is not None:
         yield "reward", _reward_text(numbers["reward"])
         gain = numbers["reward"].get("gain", math.nan)

@@ -21,8 +21,11 @@ class NextToken(Protocol):
     """Gives log probabilities ``(..., V)`` after tokens ``(..., t)``, or after None."""
 
     vocabulary_size: int
+    stop_token: int | None
 
     def next_log_probs(self, tokens: Tensor | None) -> Tensor: ...
+
+    def finished(self, sequences: Tensor) -> Tensor: ...
 
 
 def language_program(
@@ -51,6 +54,8 @@ def language_program(
         # The first carry belongs to no particle: it holds no tensor.
         last = scan(f"{name}_scan", step, Decoding(None), range(len(prompt), length))
         assert last.tokens is not None
+        if model.stop_token is not None:
+            pyro.deterministic(f"{name}s_finished", model.finished(last.tokens))
         # Samplers over steps hand on the sites outside steps, and so the whole sequence.
         return pyro.deterministic(f"{name}s", last.tokens, event_dim=1)
 

@@ -28,7 +28,9 @@ class TabularLM:
     is a Markov chain of any length and one full table per position is any law at all. Probabilities
     are those of the tempered logits, :math:`\mathrm{softmax}(\text{logits} / \text{temperature})`,
     everywhere: what is scored is what is sampled. After ``stop_token`` a sequence is filled with
-    it.
+    it. A sequence without one within ``length`` has the probability of being cut there, and is told
+    apart by :meth:`finished` and by the site ``tokens_finished`` of a program: a reward or a
+    :class:`~pyro_tilt.rewards.Constraint` may read it.
 
     :param logits: tables of shape ``(V,) * (k + 1)``, ``-inf`` for impossible tokens; one tensor
         is a table without context.
@@ -272,8 +274,9 @@ class TabularLM:
         The model as a Pyro program that returns the sequence, its prompt included.
 
         Its sites are ``token_t`` with t from the length of the prompt on, in a scan over t whose
-        carry is a :class:`~pyro_tilt.language.Decoding`, and at last ``tokens``, the whole
-        sequence. Several prompts are several programs.
+        carry is a :class:`~pyro_tilt.language.Decoding`, then ``tokens_finished`` where there is a
+        stop token, and at last ``tokens``, the whole sequence. Several prompts are several
+        programs.
 
         :param prompt: the first tokens.
         :param name: of the sites, and with an s of the sequence.
