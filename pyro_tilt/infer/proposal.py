@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_tilt.infer.draws import Draws
+from pyro_tilt.infer.particle_rules import note_rules
 from pyro_tilt.infer.program_sites import ProgramSites, Site, read_sites
 from pyro_tilt.infer.seeding import preserved_rng
 from pyro_tilt.poutine.particle_plate import ParticlePlate
@@ -18,12 +19,6 @@ from pyro_tilt.poutine.weight_messenger import WeightMessenger, weight_dtype
 from pyro_tilt.rewards import log_tilt
 
 __all__ = ["Draws", "ProgramProposal"]
-
-RULES = (
-    "A program that runs over many particles at once must keep the leftmost (particle) axis: no "
-    ".item(), 'if' or .mean() over sampled values, index from the right (x[..., 0], dim=-1), and "
-    "declare independent dims with pyro.plate or .to_event(). Otherwise pass vectorized=False."
-)
 
 
 class ProgramProposal:
@@ -133,7 +128,7 @@ class ProgramProposal:
             try:
                 return self._pass(n, dim)
             except (RuntimeError, ValueError, IndexError) as error:
-                error.add_note(RULES)
+                note_rules(error)
                 raise
 
     def place(

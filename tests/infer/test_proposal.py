@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import fractions
 import math
 import random
 
@@ -343,3 +344,45 @@ def test_a_reparametrised_site_is_recorded_under_its_own_name():
     noise, scale, loc = (draws.samples[n] for n in ("x_decentered", "scale", "z"))
     expected = loc[:, :1] + scale[:, None] * noise
     torch.testing.assert_close(draws.samples["x"], expected)
+
+
+class Kekulize(ValueError):
+    """As the packages of chemistry have them."""
+
+
+def test_errors_of_a_reward_are_left_as_they_are():
+    def explain(reward):
+        program = align(
+            lambda: pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1)), reward
+        )
+        with pytest.raises(Exception) as caught:
+            proposal = ProgramProposal(program)
+            proposal.draw(5)
+        return "".join(getattr(caught.value, "__notes__", []))
+
+    def broken(x):
+        if x.dim() > 1:
+            raise RuntimeError("broken")
+        return x.sum(-1)
+
+    def own(x):
+        if x.dim() > 1:
+            raise Kekulize("broken")
+        return x.sum(-1)
+
+    def elsewhere(x):
+        # A ValueError of another package.
+        return x.sum(-1) if x.dim() == 1 else fractions.Fraction("no number")
+
+    def shapes(x):
+        return x.sum(-1) if x.dim() == 1 else x @ x
+
+    def index(x):
+        return x.sum(-1) if x.dim() == 1 else x[7].sum()
+
+    def items(x):
+        return x.sum(-1) if x.dim() == 1 else torch.tensor(x.sum(-1).item())
+
+    assert [explain(each) for each in (broken, own, elsewhere)] == [""] * 3
+    for each in (shapes, index, items):
+        assert "vectorized=False" in explain(each)

@@ -14,9 +14,10 @@ from pyro.poutine.messenger import Messenger
 
 from pyro_tilt.infer.cost import Cost
 from pyro_tilt.infer.errors import SamplingError
+from pyro_tilt.infer.particle_rules import note_rules
 from pyro_tilt.infer.pooled import refuse_shared_minibatches
 from pyro_tilt.infer.program_sites import Site
-from pyro_tilt.infer.proposal import RULES, ProgramProposal
+from pyro_tilt.infer.proposal import ProgramProposal
 from pyro_tilt.infer.sampler import Run, Sampler
 from pyro_tilt.infer.selection.groups import Choose, Selected
 from pyro_tilt.infer.selection.messenger import SelectionMessenger, Value
@@ -95,7 +96,7 @@ class StepSelector(Sampler):
                 try:
                     parts.append(_placed(messenger.run(), run.proposal))
                 except Exception as error:
-                    error.add_note(RULES)
+                    note_rules(error)
                     if isinstance(error, SamplingError):
                         self._keep(error, run, parts, messenger, calls)
                     raise

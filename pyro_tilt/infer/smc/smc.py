@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from pyro_tilt.infer.errors import SamplingError, ZeroWeights
 from pyro_tilt.infer.merge import merge
-from pyro_tilt.infer.proposal import RULES
+from pyro_tilt.infer.particle_rules import note_rules
 from pyro_tilt.infer.sampler import Run, Sampler, check_count
 from pyro_tilt.infer.smc import snapshot
 from pyro_tilt.infer.smc.checks import advice
@@ -244,7 +244,7 @@ class SMC(Sampler):
             what_to_do = advice(error, messenger.last_site)
             if what_to_do:
                 raise ValueError(f"before the first step: {error}{what_to_do}") from error
-            error.add_note(RULES)
+            note_rules(error)
             raise
         except Exception as error:
             if messenger.steps_done:

@@ -16,7 +16,8 @@ from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor
 
-from pyro_tilt.infer.proposal import RULES, ProgramProposal
+from pyro_tilt.infer.particle_rules import note_rules
+from pyro_tilt.infer.proposal import ProgramProposal
 from pyro_tilt.infer.stepwise.rows import draw_rows, put_rows
 from pyro_tilt.ops.importance import as_double
 from pyro_tilt.poutine.capture_messenger import CaptureMessenger
@@ -258,7 +259,7 @@ class ReentryMessenger(WeightMessenger):
         except (RuntimeError, IndexError, ValueError) as error:
             # A value error at a step names its own cause.
             if not self._reached or not isinstance(error, ValueError):
-                error.add_note(f"({self.where}) {RULES}")
+                note_rules(error, f"({self.where}) ")
             raise
 
     def _fresh(self, size: int) -> None:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from pyro_tilt.infer.draws import Draws
-from pyro_tilt.infer.proposal import RULES, ProgramProposal
+from pyro_tilt.infer.particle_rules import note_rules
+from pyro_tilt.infer.proposal import ProgramProposal
 from pyro_tilt.infer.tempered.unconstrained import PositionMessenger
 from pyro_tilt.poutine.weight_messenger import WeightMessenger
 
@@ -226,7 +227,7 @@ class ProgramDensity(ProgramProposal):
             self._run(self.program, messenger, n, self._dim())
         except (RuntimeError, ValueError, IndexError) as error:
             if self.vectorized:
-                error.add_note(RULES)
+                note_rules(error)
             raise
         self._check_names(messenger)
 

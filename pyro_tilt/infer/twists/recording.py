@@ -11,7 +11,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_tilt.infer.proposal import RULES
+from pyro_tilt.infer.particle_rules import note_rules
 from pyro_tilt.infer.seeding import derive_seed
 from pyro_tilt.infer.smc.messenger import StepMessenger
 from pyro_tilt.infer.smc.plan import StepPlan
@@ -128,7 +128,7 @@ def record(
             messenger.begin()
             plan.program(*plan.args, **plan.kwargs)
     except (RuntimeError, ValueError, IndexError) as error:
-        error.add_note(RULES)
+        note_rules(error)
         raise
     if not made.xs:
         raise ValueError("learn_twists: the program has no steps; declare them by scan")
