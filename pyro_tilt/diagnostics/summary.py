@@ -23,6 +23,9 @@ SMALL_SITE = 16
 MANY_UNFINISHED = 0.25
 """A larger mass at False of a site named ``..._finished`` is warned of."""
 
+# Truth values are no labels: their mean is a share.
+_LABELS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
 _VERDICTS = ("ok", "strained", "broken")
 
 
@@ -219,6 +222,8 @@ def _sites(result: WeightedSamples) -> dict[str, Any]:
     for name, value in result.samples.items():
         shape = list(value.shape[1:])
         sites[name] = {"shape": shape, "mean": None, "sd": None}
+        if value.dtype in _LABELS:
+            sites[name]["discrete"] = True
         if math.prod(shape) <= SMALL_SITE and weight.any():
             live = torch.as_tensor(weight > 0.0, device=value.device)
             flat = reading.array(value[live]).reshape(int(live.sum()), math.prod(shape))

@@ -3,17 +3,16 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import textwrap
 from collections.abc import Iterator
 from typing import Any
 
+from pyro_tilt.diagnostics.site_rows import site_rows
 from pyro_tilt.infer.certificate import Certificate
 
 WIDTH = 92
 _LABEL = 15
-_MOST_ROWS = 24
 
 
 def render(numbers: dict[str, Any], warnings: list[str], verdict: str) -> str:
@@ -27,7 +26,7 @@ def render(numbers: dict[str, Any], warnings: list[str], verdict: str) -> str:
     lines = [headline(numbers), "-" * WIDTH]
     for label, text in [*_certificate_entries(numbers["certificate"]), *_entries(numbers)]:
         lines += _row(label, text, WIDTH)
-    lines += _site_rows(numbers["sites"])
+    lines += site_rows(numbers["sites"])
     lines.append("-" * WIDTH)
     for warning in warnings:
         lines += textwrap.wrap(warning, WIDTH, initial_indent="! ", subsequent_indent="  ")
@@ -180,32 +179,3 @@ def _row(label: str, text: str, width: int) -> list[str]:
         initial_indent=label.ljust(_LABEL),
         subsequent_indent=" " * _LABEL,
     ) or [label]
-
-
-def _site_rows(sites: dict[str, Any]) -> list[str]:
-    rows = list(itertools.chain.from_iterable(_site(name, site) for name, site in sites.items()))
-    if not rows:
-        return []
-    width = min(max(_LABEL, *(len(label) + 2 for label, _, _ in rows)), 40)
-    lines = ["", f"{'site'.ljust(width)}{'mean':>12}{'sd':>12}"]
-    lines += [f"{_short(label, width)}{mean:>12}{sd:>12}" for label, mean, sd in rows[:_MOST_ROWS]]
-    if len(rows) > _MOST_ROWS:
-        lines.append(f"... and {len(rows) - _MOST_ROWS} rows more")
-    return lines
-
-
-def _short(label: str, width: int) -> str:
-    return (label if len(label) < width else label[: width - 4] + "...").ljust(width)
-
-
-def _site(name: str, site: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    shape = site["shape"]
-    if site["mean"] is None:
-        yield f"{name} ({' x '.join(map(str, shape))})", "not listed", ""
-        return
-    for index in itertools.product(*(range(size) for size in shape)):
-        mean, sd = site["mean"], site["sd"]
-        for i in index:
-            mean, sd = mean[i], sd[i]
-        label = name if not shape else f"{name}[{', '.join(map(str, index))}]"
-        yield label, f"{mean:.4g}", "unknown" if math.isnan(sd) else f"{sd:.4g}"

@@ -214,3 +214,28 @@ def test_plus_minus():
     assert plus_minus(-0.0, 0.0) == "0 ± 0"
     assert plus_minus(math.nan, 1.0) == "unknown"
     assert plus_minus(-math.inf, math.nan) == "-inf"
+
+
+def test_labels_and_numbered_sites_are_listed_in_brief(weighted):
+    count = 20
+    samples = {"mood": torch.randint(3, (count,)), "grid": torch.randint(3, (count, 2, 5))}
+    for t in range(65):
+        samples[f"token_{t}"] = torch.randint(9, (count,))
+        samples[f"x_{t}"] = torch.full((count,), float(t))
+    samples |= {"a1": torch.ones(count), "a2": torch.full((count,), 2.0)}
+    samples["done"] = torch.ones(count, dtype=torch.bool)
+    text = str(summary(weighted(count, samples=samples)))
+    lines = text.split("sd\n")[-1].split("\n---")[0].splitlines()
+    assert lines[:3] == [
+        "mood: discrete",
+        "grid (2 x 5): discrete",
+        "token_0 ... token_64: 65 discrete sites",
+    ]
+    assert [line.split()[:2] for line in lines[3:]] == [
+        ["x_0", "0"],
+        ["...", "63"],
+        ["x_64", "64"],
+        ["a1", "1"],
+        ["a2", "2"],
+        ["done", "1"],
+    ]
