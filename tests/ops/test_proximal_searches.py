@@ -74,6 +74,21 @@ def test_slack_bounds_unfinished_searches(name, steps):
     assert bool((short <= step.slack * (1.0 + 1e-6) + 1e-9).all())
 
 
+@pytest.mark.parametrize(("height", "penalty"), [(100.0, 0.01), (1e3, 0.01), (1e4, 1.0)])
+def test_sharp_ridges_are_not_leapt_over(height, penalty):
+    """Gradients on both sides are alike, and the penalty is far below the curvature on top."""
+    x = torch.randn(60, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    step = accelerated_ascent(
+        lambda y: -height * (1.0 + y.square().sum(-1)).sqrt(), x, penalty, SquaredEuclidean()
+    )
+    assert float(step.slack.max()) <= 1e-8 and step.calls < 100 * len(x)
+    # Where the gradient vanishes, y (height / sqrt(1 + |y|^2) + penalty) = penalty x.
+    size = (1.0 + step.points.square().sum(-1, keepdim=True)).sqrt()
+    torch.testing.assert_close(
+        step.points * (height / size + penalty), penalty * x, atol=1e-4 * penalty, rtol=1e-2
+    )
+
+
 def test_slack_is_attained_by_a_linear_reward():
     """For a linear reward the bound is an equality: a smaller constant would be wrong."""
     x = torch.tensor([[3.0, -1.0]], dtype=torch.float64)

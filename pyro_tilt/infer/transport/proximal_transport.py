@@ -27,6 +27,8 @@ __all__ = ["ProximalTransport"]
 
 # The duality gap at which the search for the penalty of a ball stops, relative to the rewards.
 _BALL_TOLERANCE = 1e-10
+# The share of the rewards beyond which a gap is warned of.
+_LOOSE = 0.2
 
 
 class ProximalTransport(Sampler):
@@ -169,7 +171,20 @@ class ProximalTransport(Sampler):
                 SamplerWarning,
                 stacklevel=5,
             )
+        elif outcome.gap > self._loose(outcome, base):
+            warnings.warn(
+                f"the certified gap {outcome.gap:.3g} is large beside the objective "
+                f"{outcome.value:.3g}: the certificate holds but says little. Raise max_steps, "
+                "smooth kinks of the reward, or raise the penalty",
+                SamplerWarning,
+                stacklevel=5,
+            )
         return transport_result(self, run, work, base, outcome)
+
+    def _loose(self, outcome: Outcome, base: Points) -> float:
+        """A gap above which a certificate says little."""
+        size = max(abs(outcome.value), abs(self.beta) * float(base.reward.abs().mean()))
+        return max(_LOOSE * size, 10.0 * self.tolerance)
 
 
 @dataclass

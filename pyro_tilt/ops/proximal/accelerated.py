@@ -47,7 +47,8 @@ def accelerated_ascent(
     .. math:: \max - \text{value} \le \frac{\|g\|_{M^{-1}}^2}{2 (\lambda - \ell)} .
 
     Nesterov's momentum with that modulus; the smoothness of each problem is read off successive
-    gradients, so that nothing need be known of it, and momentum restarts where it points downhill.
+    gradients and values, so that nothing need be known of it, and momentum restarts where it points
+    downhill.
     Rows do not touch each other: a row's answer does not depend on the batch. Rows that have
     reached the tolerance leave the computation.
 
@@ -232,6 +233,7 @@ class _Climb:
         whole = bool(finite.all())
         if self.concave:
             seen = self._seen(trial, slope, None if whole else finite)
+            seen = torch.maximum(seen, self._dip(trial, height, finite))
             taken = finite & (seen <= 2.0 * self.smooth)
         else:
             rise = 0.25 * self.norm / self.smooth
@@ -252,6 +254,21 @@ class _Climb:
             for new, old in zip(found, known):
                 new.index_copy_(0, back, old.index_select(0, back))
         self.point, self.ahead, self.slope, self.height, self.norm, self.score = found
+
+    def _dip(self, trial: Tensor, height: Tensor, finite: Tensor) -> Tensor:
+        """
+        The smoothness that the objective shows, by what it falls short of its tangent.
+
+        A step that leaps over a sharp ridge finds alike gradients on both sides, but a low value.
+        """
+        ahead = self.height - 0.5 * self.penalty * _square(self.ahead)
+        there = height - 0.5 * self.penalty * _square(trial)
+        step = trial - self.ahead
+        rise, length = (self.slope * step).sum(-1), _square(step)
+        fall = ahead + rise - there
+        noise = 64.0 * torch.finfo(fall.dtype).eps * (ahead.abs() + there.abs() + rise.abs())
+        shown = finite & (fall > 100.0 * noise) & (length > 0.0)
+        return torch.where(shown, 2.0 * fall / length, self.floor)
 
     def _seen(self, trial: Tensor, slope: Tensor, finite: Tensor | None) -> Tensor:
         """The smoothness that two gradients of a concave function show, by cocoercivity."""

@@ -10,6 +10,7 @@ from pyro_tilt import align, ops, plan, rewards
 from pyro_tilt.infer import (
     ProximalOracle,
     ProximalTransport,
+    SamplerWarning,
     TokenScores,
     register_proximal,
 )
@@ -113,6 +114,17 @@ def test_false_claims_of_curvature_where_points_run_away():
     square = rewards.Concave(UPWARDS["square"], event_dim=1)
     with pytest.raises(ValueError, match="not concave, as was said: between"):
         plan(BASE, square, closeness="wasserstein", penalty=1.0, seed=0).run(num_samples=20)
+
+
+def test_a_certificate_that_says_little_is_warned_of():
+    stiff = rewards.Concave(lambda x: -100.0 * (1.0 + x.square().sum(-1)).sqrt(), event_dim=1)
+    with pytest.warns(SamplerWarning, match="certified gap .* is large beside the objective"):
+        result = run(BASE, stiff, penalty=0.01, max_steps=2)
+    assert result.certificate.gap > 100.0
+    # Warnings are errors here: with enough steps there is none.
+    result = run(BASE, stiff, penalty=0.01)
+    assert result.certificate.gap < 1e-4
+    assert bool((result.samples["x"].norm(dim=-1) < 0.01).all())
 
 
 def test_bumps_between_draws_refute_concavity():
