@@ -358,9 +358,9 @@ for name, choice in variants.items():
 #
 # Among all laws of one divergence from the base a tilt has the largest expected reward. The tilts are
 # the frontier; everything else lies on it or below. `reward_kl_frontier` runs any set of samplers and
-# gives points; points that are known otherwise can stand beside them. For best-of-n it knows only the
-# bound on the divergence, and says so. For samplers that aim at a tilt it gives the divergence of
-# that tilt; where the law of a rule differs, as for soft best-of-n, the exact point is the honest one.
+# gives points, each with the divergence of the law that its draws really follow: of the tilt for
+# samplers that aim at it, of the rule's own law of $n$ draws for best-of-n and its relatives. It says of
+# each whether that is exact, an estimate or a bound; points known otherwise can stand beside them.
 
 
 # %%
@@ -379,12 +379,15 @@ run_points = reward_kl_frontier(
         ],
         "exp best-of-256": [ExpBestOfN(program, beta=beta, n=256, **common) for beta in betas],
         "best-of-n": [BestOfN(program, n=n, **common) for n in sizes],
+        "soft best-of-4": [SoftBestOfN(program, beta=beta, n=4, **common) for beta in betas],
     }
 )
 for point in run_points:
     strength = "" if point.beta is None else f"beta {point.beta:g}"
     sign = "<=" if point.kl_is_bound else "= "
-    print(f"{point.label:20} {strength:9} KL {sign} {point.kl!s:18} E r = {point.reward}")
+    print(
+        f"{point.label:20} {strength:9} KL {sign} {point.kl!s:18} E r = {point.reward} ({point.kl_kind})"
+    )
 
 # %%
 exact_points = [
