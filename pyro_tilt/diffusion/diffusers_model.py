@@ -59,7 +59,12 @@ def from_diffusers(
     (torch.Size([1, 8, 8]), 10, 'epsilon')
     """
     _require_diffusers()
-    config = scheduler.config
+    config = getattr(scheduler, "config", None)
+    if config is None:
+        raise TypeError(
+            "scheduler must be a diffusers scheduler, such as pipe.scheduler; got "
+            f"{type(scheduler).__module__}.{type(scheduler).__name__}"
+        )
     if getattr(config, "thresholding", False):
         raise ValueError("dynamic thresholding is no fixed prediction; switch thresholding off")
     flow = not hasattr(scheduler, "alphas_cumprod")

@@ -27,7 +27,7 @@ def feature_range(
     :param family: the tilts.
     :param exit_probability: of a tilt, see :meth:`TiltFamily.box`.
     :returns: lower and upper ends, shape (k,) each.
-    :raises ValueError: where it never settles, as for a reward that is not integrable.
+    :raises ValueError: where it does not settle, as for a tilt that is not integrable or far out.
     """
     k = len(family.features)
     first = low, high = family.box(family.features.new_zeros(1, k), exit_probability)
@@ -45,7 +45,8 @@ def feature_range(
         if bool((high - low > _GROWTH * (first[1] - first[0])).any()):
             break
     raise ValueError(
-        "the tilt is not integrable, or nearly so: the reward grows so fast that the range of the "
-        f"features under it has no end (it reached {low.tolist()} to {high.tolist()}); lower beta, "
-        "or give range= where the features are bounded"
+        "the reward is too strong for a mixture of linear tilts: the features under it reach at "
+        f"least from {low.tolist()} to {high.tolist()}, those of the base from "
+        f"{first[0].tolist()} to {first[1].tolist()}; the tilt is not integrable, or lies too far "
+        "out to be enclosed. Lower beta, or give range= where the features are bounded"
     )

@@ -4,12 +4,14 @@ r"""Estimates of :math:`\Lambda(\theta) = \log E\, e^{\langle\theta, x_0\rangle}
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_tilt.infer.errors import SamplerWarning
 from pyro_tilt.infer.tilts.linear_draws import check_tilts, linear_tilt_draws
 from pyro_tilt.infer.tilts.protocols import DiffusionModel
 from pyro_tilt.ops.importance import as_double, log_evidence
@@ -87,7 +89,8 @@ def telescoping_normalizer(
     :param epsilon: see :func:`telescoping_size`.
     :param delta: see :func:`telescoping_size`.
     :param options: of :func:`linear_tilt_draws`.
-    :raises ValueError: for a radius that is not positive.
+    :raises ValueError: for a radius that is not positive, or that half of the draws of a rung lie
+        beyond; a warning tells of fewer.
     """
     if not 0.0 < radius < math.inf:
         raise ValueError(f"radius must be positive and finite, got {radius}")
@@ -96,11 +99,35 @@ def telescoping_normalizer(
     rungs, wanted = telescoping_size(size, radius, epsilon=epsilon, delta=delta)
     n = wanted if num_samples is None else num_samples
     value, variance = 0.0, 0.0
+    norms = []
     for k in range(rungs):
         draws = linear_tilt_draws(base, theta * (k / rungs), n, **options)
+        norms.append(draws.detach().flatten(1).norm(dim=-1))
+        _refuse_radius(norms[-1], radius)
         log_mean, error = log_evidence(_inner(draws, theta) / rungs)
         value, variance = value + float(log_mean), variance + float(error) ** 2
+    _warn_of_radius(torch.cat(norms), radius)
     return Normalizer(value, math.sqrt(variance), rungs * n * _calls(base, options))
+
+
+def _refuse_radius(norms: Tensor, radius: float) -> None:
+    if float(norms.median()) > radius:
+        raise ValueError(
+            f"radius = {radius:g} does not bound the norm of the data: half of the draws have one "
+            f"above {float(norms.median()):.4g}, and the largest has {float(norms.max()):.4g}"
+        )
+
+
+def _warn_of_radius(norms: Tensor, radius: float) -> None:
+    outside = norms > radius
+    if bool(outside.any()):
+        warnings.warn(
+            f"{int(outside.sum())} of {len(norms)} draws have a norm above radius = {radius:g}, "
+            f"the largest {float(norms.max()):.4g}: the number of rungs, and what epsilon and "
+            "delta promise, assume that none has. Raise radius",
+            SamplerWarning,
+            stacklevel=3,
+        )
 
 
 def thermodynamic_normalizer(

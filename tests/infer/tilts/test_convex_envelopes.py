@@ -152,6 +152,12 @@ def test_a_reward_that_is_not_integrable_is_refused():
         ConvexTilt(model(), reward).plan()
 
 
+def test_a_reward_that_is_too_strong_is_not_said_to_be_impossible():
+    reward = rewards.LowDim(lambda u: u[..., 0].abs(), ONE, convex=True, lipschitz=1.0)
+    with pytest.raises(ValueError, match="too strong .* lies too far out to be enclosed. Lower"):
+        ConvexTilt(model(), reward, beta=1e6).plan()
+
+
 def test_the_range_holds_the_features_of_every_tilt_in_it():
     f = FeatureFunction(lambda u: 0.2 * u[..., 0].square(), True)
     family = ExactFamily(model(), ONE)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pyro_tilt import diffusion, rewards
+from pyro_tilt.infer import SamplerWarning
 from pyro_tilt.infer.tilts import (
     SharedNormalizers,
     line_normalizer,
@@ -49,7 +50,7 @@ def test_sampled_normalizers(estimate):
     base, exact = model(100), float(model().log_normalizer(THETA))
     torch.manual_seed(0)
     if estimate == "telescoping":
-        found = telescoping_normalizer(base, THETA, radius=4.0, num_samples=1500)
+        found = telescoping_normalizer(base, THETA, radius=4.5, num_samples=1500)
         assert found.rows == 5 * 1500 * 100
     else:
         found = thermodynamic_normalizer(base, THETA, num_samples=1000)
@@ -140,6 +141,15 @@ def test_bad_arguments():
         telescoping_normalizer(model(), THETA, radius=-1.0)
     with pytest.raises(ValueError, match="event shape"):
         line_normalizer(model(), torch.zeros(3))
+
+
+def test_a_radius_that_the_draws_exceed():
+    with pytest.raises(ValueError, match="does not bound the norm of the data: half of the draws"):
+        telescoping_normalizer(model(), THETA, radius=0.01, num_samples=100)
+    norms = linear_tilt_draws(model(), torch.zeros_like(THETA), 400).norm(dim=-1)
+    between = 0.5 * float(norms.median() + norms.max())
+    with pytest.warns(SamplerWarning, match=r"draws have a norm above radius = .* Raise radius"):
+        telescoping_normalizer(model(), 0.01 * THETA, radius=between, num_samples=400)
 
 
 def test_the_mean_of_a_tilt_from_one_prediction():
