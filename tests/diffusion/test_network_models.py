@@ -201,5 +201,38 @@ def test_diffusers_models_that_cannot_be_tilted():
         )
     with pytest.raises(ValueError, match="event_shape"):
         diffusion.from_diffusers(net, diffusers.DDPMScheduler())
+    with pytest.raises(TypeError, match="must be a diffusers scheduler, .* got builtins.object"):
+        diffusion.from_diffusers(net, object(), event_shape=(1, 4, 4))
     with pytest.raises(TypeError, match="sigmas"):
         diffusion.from_diffusers(net, diffusers.KarrasVeScheduler(), event_shape=(1, 4, 4))
+
+
+def test_a_small_unet_of_diffusers_is_tilted():
+    """As published, in flat states too, which quadratic and convex rewards take."""
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    ).eval()
+    scheduler = diffusers.DDPMScheduler(num_train_timesteps=100, clip_sample=False)
+    square = diffusion.from_diffusers(unet, scheduler, steps=10)
+    flat = diffusion.from_diffusers(
+        unet,
+        scheduler,
+        steps=10,
+        event_shape=(64,),
+        call=lambda x, t: unet(x.reshape(-1, 1, 8, 8), t).sample.flatten(1),
+    )
+    ink = torch.full((1, 8, 8), 0.05)
+    drawn = LinearTilt(square, ink, num_samples=6, seed=0).run().samples["x_0"]
+    same = LinearTilt(flat, ink.flatten(), num_samples=6, seed=0).run().samples["x_0"]
+    assert drawn.shape == (6, 1, 8, 8) and bool(drawn.isfinite().all())
+    torch.testing.assert_close(drawn.flatten(1), same, atol=1e-4, rtol=1e-4)
+    plain = LinearTilt(square, 0.0 * ink, num_samples=6, seed=0).run().samples["x_0"]
+    assert bool((drawn.flatten(1).mean(-1) > plain.flatten(1).mean(-1)).all())
