@@ -288,3 +288,21 @@ def test_a_bound_that_is_not_known_names_what_to_do(tmp_path):
     outcome = CliRunner().invoke(app, words)
     assert outcome.exit_code == 1 and "log_bound=" in outcome.output
     assert CliRunner().invoke(app, [*words, "--log-bound", "3"]).exit_code == 0
+
+
+def test_tables_are_shown_as_text_too(tmp_path):
+    path = tmp_path / "prog.py"
+    path.write_text(
+        "from pyro_tilt.language import TabularLM\n"
+        "words = ['a', 'b', '.']\n"
+        "tprog = TabularLM.random(3, 3, stop_token=2, vocabulary=words).program()\n"
+        "def reward(y):\n    return (y == 1).double().sum(-1)\n"
+    )
+    words = ["align", f"{path}:tprog", "--reward", f"{path}:reward", "--method", "best-of-n"]
+    outcome = CliRunner().invoke(app, [*words, "-n", "50", "--out", str(tmp_path / "out")])
+    assert outcome.exit_code == 0, outcome.output
+    rows = texts(tmp_path)
+    assert len(rows) == 50
+    assert all(float(row["reward"]) == row["text"].split().count("b") for row in rows)
+    assert "different ones" in outcome.output
+    assert "of 50 sequences were cut at the limit" in outcome.output

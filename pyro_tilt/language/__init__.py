@@ -7,6 +7,7 @@ from pyro_tilt.language.neural_choice import TokenChoice
 from pyro_tilt.language.neural_generation import Generation
 from pyro_tilt.language.neural_networks import RecurrentModel
 from pyro_tilt.language.neural_program import NeuralProgram
+from pyro_tilt.language.program import TabularProgram
 from pyro_tilt.language.protocols import Decoding, LanguageModel
 from pyro_tilt.language.tabular import TabularLM
 
@@ -18,6 +19,7 @@ __all__ = [
     "NeuralProgram",
     "RecurrentModel",
     "TabularLM",
+    "TabularProgram",
     "TokenChoice",
     "laws",
 ]

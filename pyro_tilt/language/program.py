@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of next-token laws as Pyro programs."""
+"""A table of next-token laws as a Pyro program."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import pyro
 import pyro.distributions as dist
@@ -14,49 +13,54 @@ from torch import Tensor
 from pyro_tilt.language.protocols import Decoding
 from pyro_tilt.poutine.scan import scan
 
-__all__ = ["language_program"]
+if TYPE_CHECKING:
+    from pyro_tilt.language.tabular import TabularLM
+
+__all__ = ["TabularProgram"]
 
 
-class NextToken(Protocol):
-    """Gives log probabilities ``(..., V)`` after tokens ``(..., t)``, or after None."""
-
-    vocabulary_size: int
-    stop_token: int | None
-
-    def next_log_probs(self, tokens: Tensor | None) -> Tensor: ...
-
-    def finished(self, sequences: Tensor) -> Tensor: ...
-
-
-def language_program(
-    model: NextToken, prompt: Tensor, length: int, name: str
-) -> Callable[[], Tensor]:
+class TabularProgram:
     """
-    A program that writes sequences of ``length`` tokens after a prompt.
+    A program of one categorical site per token; made by :meth:`TabularLM.program`.
 
-    :param model: the law of the next token.
-    :param prompt: first tokens, shape (p,).
-    :param length: of the sequence, prompt included.
-    :param name: of the sites.
+    :ivar model: the :class:`~pyro_tilt.language.TabularLM`.
+    :ivar prompt: the first tokens, shape (p,).
+    :ivar site: name of the site that holds the whole sequence.
     """
-    start, size = (prompt if len(prompt) else None), model.vocabulary_size
 
-    def step(carry: Decoding, t: int) -> Decoding:
-        before = start if carry.tokens is None else carry.tokens
-        law = dist.Categorical(logits=model.next_log_probs(before))
-        token = pyro.sample(f"{name}_{t}", law)
+    def __init__(self, model: TabularLM, prompt: Tensor, name: str) -> None:
+        self.model = model
+        self.prompt = prompt
+        self.name = name
+        self.site = f"{name}s"
+
+    def __repr__(self) -> str:
+        return f"TabularLM.program({self.prompt.tolist()})"
+
+    def decode(self, tokens: Tensor) -> list[str]:
+        """
+        The texts of sequences; see :meth:`TabularLM.decode`.
+
+        :param tokens: shape ``(n, length)``.
+        """
+        return self.model.decode(tokens)
+
+    def __call__(self) -> Tensor:
+        steps = range(len(self.prompt), self.model.length)
+        # The first carry belongs to no particle: it holds no tensor.
+        last = scan(f"{self.name}_scan", self._step, Decoding(None), steps).tokens
+        assert last is not None
+        if self.model.stop_token is not None:
+            pyro.deterministic(f"{self.site}_finished", self.model.finished(last))
+        # Samplers over steps hand on the sites outside steps, and so the whole sequence.
+        return pyro.deterministic(self.site, last, event_dim=1)
+
+    def _step(self, carry: Decoding, t: int) -> Decoding:
+        start = self.prompt if len(self.prompt) else None
+        before, size = start if carry.tokens is None else carry.tokens, self.model.vocabulary_size
+        law = dist.Categorical(logits=self.model.next_log_probs(before))
+        token = pyro.sample(f"{self.name}_{t}", law)
         if before is None:
             return Decoding(token.unsqueeze(-1), None, size)
         before = before.expand(*token.shape, before.shape[-1])
         return Decoding(torch.cat([before, token.unsqueeze(-1)], -1), None, size)
-
-    def language() -> Tensor:
-        # The first carry belongs to no particle: it holds no tensor.
-        last = scan(f"{name}_scan", step, Decoding(None), range(len(prompt), length))
-        assert last.tokens is not None
-        if model.stop_token is not None:
-            pyro.deterministic(f"{name}s_finished", model.finished(last.tokens))
-        # Samplers over steps hand on the sites outside steps, and so the whole sequence.
-        return pyro.deterministic(f"{name}s", last.tokens, event_dim=1)
-
-    return language

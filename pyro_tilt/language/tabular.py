@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_tilt.language.program import language_program
+from pyro_tilt.language.checks import check_tables, check_tokens, given_tokens, whole_number
+from pyro_tilt.language.program import TabularProgram
 from pyro_tilt.language.values import mean_values, prefix_lookup, soft_values
 from pyro_tilt.rewards import evaluate
 
@@ -37,8 +38,9 @@ class TabularLM:
     :param length: tokens of a sequence, by default the number of tables.
     :param temperature: divides the logits; above 0.
     :param stop_token: ends a sequence; None for sequences of full length.
+    :param vocabulary: what :meth:`decode` writes for each token; by default its number.
     :raises ValueError: for tables that do not fit, NaN or ``+inf``, a context without any possible
-        token, a temperature that is not positive, an unknown stop token.
+        token, a temperature that is not positive, an unknown stop token, too few or many words.
 
     >>> lm = TabularLM([torch.tensor([0.5, 0.5]), torch.tensor([[0.9, 0.1], [0.3, 0.7]])], 3)
     >>> lm.enumerate().shape, round(float(lm.law().sum()), 6)
@@ -52,22 +54,30 @@ class TabularLM:
         *,
         temperature: float = 1.0,
         stop_token: int | None = None,
+        vocabulary: Sequence[str] | None = None,
     ) -> None:
         tables = [logits] if isinstance(logits, Tensor) else list(logits)
-        _check_tables(tables)
+        check_tables(tables)
         if not 0.0 < temperature < math.inf:
             raise ValueError(f"temperature must be positive and finite, got {temperature}")
         self.vocabulary_size = tables[0].shape[-1]
-        self.length = len(tables) if length is None else int(length)
+        self.length = len(tables) if length is None else whole_number("length", length)
         if not len(tables) <= self.length:
             raise ValueError(
                 f"length must be at least the number of tables, got {self.length} for "
                 f"{len(tables)} tables"
             )
-        if stop_token is not None and not 0 <= stop_token < self.vocabulary_size:
-            raise ValueError(
-                f"stop_token {stop_token} is not in the vocabulary of {self.vocabulary_size} tokens"
-            )
+        if stop_token is not None:
+            stop_token = whole_number("stop_token", stop_token, at_least=-1)
+            if not 0 <= stop_token < self.vocabulary_size:
+                raise ValueError(
+                    f"stop_token {stop_token} is not in the vocabulary of {self.vocabulary_size} "
+                    "tokens"
+                )
+        words = None if vocabulary is None else [str(word) for word in vocabulary]
+        if words is not None and len(words) != self.vocabulary_size:
+            raise ValueError(f"vocabulary has {len(words)} words for {self.vocabulary_size} tokens")
+        self.vocabulary = words
         self.temperature = float(temperature)
         self.stop_token = stop_token
         self.log_probs = [(table / temperature).log_softmax(-1) for table in tables]
@@ -269,7 +279,27 @@ class TabularLM:
             return torch.ones(sequences.shape[:-1], dtype=torch.bool, device=sequences.device)
         return (sequences == self.stop_token).any(-1)
 
-    def program(self, prompt: Sequence[int] = (), *, name: str = "token") -> Callable[[], Tensor]:
+    def decode(self, tokens: Tensor) -> list[str]:
+        """
+        The texts of sequences, their words set apart by spaces, up to the stop token.
+
+        :param tokens: shape ``(n, t)``.
+
+        >>> lm = TabularLM.random(3, 3, stop_token=2, vocabulary=["a", "b", "."])
+        >>> lm.decode(torch.tensor([[0, 1, 1], [1, 2, 2]]))
+        ['a b b', 'b .']
+        """
+        self._check_tokens(tokens)
+        words = self.vocabulary or [str(token) for token in range(self.vocabulary_size)]
+        rows = tokens.tolist()
+        if self.stop_token is not None:
+            rows = [
+                row[: row.index(self.stop_token) + 1] if self.stop_token in row else row
+                for row in rows
+            ]
+        return [" ".join(words[token] for token in row) for row in rows]
+
+    def program(self, prompt: Sequence[int] = (), *, name: str = "token") -> TabularProgram:
         """
         The model as a Pyro program that returns the sequence, its prompt included.
 
@@ -280,8 +310,8 @@ class TabularLM:
 
         :param prompt: the first tokens.
         :param name: of the sites, and with an s of the sequence.
-        :returns: a program without arguments; its value has shape ``(length,)``, with the
-            particles in front under a sampler.
+        :returns: a program without arguments, which can ``decode``; its value has shape
+            ``(length,)``, with the particles in front under a sampler.
         :raises ValueError: for a prompt that is too long, has unknown tokens or the stop token.
 
         >>> import pyro
@@ -289,7 +319,7 @@ class TabularLM:
         >>> TabularLM.random(3, 4).program(prompt=[2])().shape
         torch.Size([4])
         """
-        return language_program(self, self._prompt(prompt), self.length, name)
+        return TabularProgram(self, self._prompt(prompt), name)
 
     def given(self, prompt: Sequence[int]) -> TabularLM:
         """
@@ -313,6 +343,7 @@ class TabularLM:
             [self.temperature * table for table in tables],
             temperature=self.temperature,
             stop_token=self.stop_token,
+            vocabulary=self.vocabulary,
         )
 
     def tempered(self, temperature: float) -> TabularLM:
@@ -326,6 +357,7 @@ class TabularLM:
             self.length,
             temperature=temperature,
             stop_token=self.stop_token,
+            vocabulary=self.vocabulary,
         )
 
     def _table(self, t: int) -> Tensor:
@@ -348,40 +380,16 @@ class TabularLM:
         return code
 
     def _prompt(self, prompt: Sequence[int]) -> Tensor:
-        tokens = torch.as_tensor(prompt, dtype=torch.long, device=self.log_probs[0].device)
+        device = self.log_probs[0].device
+        tokens = given_tokens(prompt, self.vocabulary_size, "prompt", device)
         if tokens.dim() != 1 or len(tokens) >= self.length:
             raise ValueError(
                 f"prompt must be a list of fewer than length={self.length} tokens, got shape "
                 f"{tuple(tokens.shape)}; several prompts are several programs"
             )
-        self._check_tokens(tokens)
         if self.stop_token is not None and bool((tokens == self.stop_token).any()):
             raise ValueError(f"prompt holds the stop token {self.stop_token}, which ends it")
         return tokens
 
     def _check_tokens(self, tokens: Tensor) -> None:
-        if tokens.is_floating_point() or tokens.dtype == torch.bool:
-            raise ValueError(f"tokens must be integers, got {tokens.dtype}")
-        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < (
-            self.vocabulary_size
-        ):
-            raise ValueError(
-                f"tokens must lie in [0, {self.vocabulary_size}), got values from "
-                f"{int(tokens.min())} to {int(tokens.max())}; do the vocabularies agree?"
-            )
-
-
-def _check_tables(tables: list[Tensor]) -> None:
-    if not tables or not all(isinstance(t, Tensor) and t.is_floating_point() for t in tables):
-        raise ValueError("logits must be a floating point tensor or a list of at least one")
-    size = tables[0].shape[-1] if tables[0].dim() else 0
-    for t, table in enumerate(tables):
-        if not 1 <= table.dim() <= t + 1 or set(table.shape) != {size} or size < 1:
-            raise ValueError(
-                f"logits[{t}] must have shape (V,) * (k + 1) with k at most {t} and V = {size}, "
-                f"got {tuple(table.shape)}"
-            )
-        if not float(table.detach().amax()) < math.inf or bool((table == -math.inf).all(-1).any()):
-            raise ValueError(
-                f"logits[{t}] hold NaN or +inf, or a context in which no token is possible"
-            )
+        check_tokens(tokens, self.vocabulary_size, "tokens")

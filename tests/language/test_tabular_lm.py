@@ -199,6 +199,12 @@ def test_bad_tables():
         TabularLM([torch.zeros(2)], stop_token=2)
     with pytest.raises(ValueError, match="length"):
         TabularLM([torch.zeros(2), torch.zeros(2)], 1)
+    with pytest.raises(ValueError, match="length must be a whole number"):
+        TabularLM([torch.zeros(2), torch.zeros(2)], 2.5)
+    with pytest.raises(ValueError, match="stop_token must be a whole number"):
+        TabularLM(torch.zeros(3), 2, stop_token=1.5)
+    with pytest.raises(ValueError, match="vocabulary has 2 words for 3 tokens"):
+        TabularLM(torch.zeros(3), 2, vocabulary=["a", "b"])
     with pytest.raises(ValueError, match="too many"):
         TabularLM.random(10, 10, order=0).enumerate()
 
@@ -215,7 +221,10 @@ def test_bad_sequences_and_rewards():
         lm.index(torch.zeros(2).long())
     with pytest.raises(ValueError, match="no next"):
         lm.next_log_probs(torch.zeros(3).long())
-    for prompt, words in (([0], "stop token"), ([1, 1, 1], "fewer"), ([[1]], "programs")):
+    for prompt, words in (
+        ([0], "stop token"), ([1, 1, 1], "fewer"), ([[1]], "programs"),
+        ([1.7], "prompt must be integers"), ([4], "prompt must lie in"),
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=words):
             lm.program(prompt)
     with pytest.raises(ValueError, match="NaN"):
@@ -224,3 +233,13 @@ def test_bad_sequences_and_rewards():
         lm.soft_values(torch.zeros(5), 1.0)
     with pytest.raises(ValueError, match="values\\[1\\]"):
         lm.value_function([torch.tensor(0.0), torch.zeros(2)])
+
+
+def test_programs_decode():
+    plain = TabularLM.random(12, 3, order=0).program([11])
+    tokens = torch.tensor([[11, 0, 3]])
+    assert plain.decode(tokens) == ["11 0 3"] and plain.site == "tokens"
+    words = TabularLM.random(3, 3, stop_token=2, vocabulary=["yes", "no", "."])
+    for lm in (words, words.tempered(2.0)):
+        assert lm.program().decode(torch.tensor([[0, 2, 2], [1, 1, 0]])) == ["yes .", "no no yes"]
+    assert words.given([0]).decode(torch.tensor([[1, 2]])) == ["no ."]
