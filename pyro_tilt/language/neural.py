@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pyro_tilt.language.checks import check_tokens, given_tokens, whole_number
 from pyro_tilt.language.neural_choice import TokenChoice
 from pyro_tilt.language.neural_generation import Generation, write
 from pyro_tilt.language.neural_networks import as_network, module_device, require
@@ -85,28 +86,32 @@ class NeuralLM:
         tokenizer: Any = None,
         decode: Callable[[Tensor], list[str]] | None = None,
     ) -> None:
-        if max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
+        max_tokens = whole_number("max_tokens", max_tokens, at_least=1)
         # The count of rows belongs to the samplers, which lie beside this package.
         from pyro_tilt.infer.cost import counted
 
         choice = TokenChoice(temperature, top_k, top_p, tuple(suppress_tokens))
         self.network = as_network(model, use_cache=use_cache)
         self.model = counted(model.eval())
-        self.max_tokens = int(max_tokens)
-        stops = [stop_token] if isinstance(stop_token, int) else list(stop_token or ())
-        self.stop_tokens = tuple(int(token) for token in stops)
+        self.max_tokens = max_tokens
+        stops: list[Any] = [] if stop_token is None else [stop_token]
+        if isinstance(stop_token, Iterable):
+            stops = list(stop_token)
+        self.stop_tokens = tuple(whole_number("stop_token", token) for token in stops)
         self.stop_token = self.stop_tokens[0] if stops else None
         self.begin_token = begin_token
-        self.context = self.network.context if context is None else int(context)
+        self.context = self.network.context
+        if context is not None:
+            self.context = whole_number("context", context, at_least=1)
         self.tokenizer = tokenizer
         self._decode = decode
         self.device = module_device(model)
         self.reader = Reader(self.network, choice, self.stop_tokens, begin_token, self.device)
         self.vocabulary_size = self._count_tokens()
-        named = {"stop_token": stops, "suppress_tokens": suppress_tokens}
-        for name, tokens in {**named, "begin_token": [begin_token or 0]}.items():
-            self._check_tokens(torch.tensor(list(tokens), dtype=torch.long), name)
+        begins = [] if begin_token is None else [begin_token]
+        named = {"stop_token": stops, "suppress_tokens": suppress_tokens, "begin_token": begins}
+        for name, tokens in named.items():
+            given_tokens(list(tokens), self.vocabulary_size, name, self.device)
         if set(range(self.vocabulary_size)) <= set(suppress_tokens):
             raise ValueError("suppress_tokens leave no token to write")
 
@@ -235,8 +240,7 @@ class NeuralLM:
         :param seed: as in :meth:`generate`.
         :returns: one :class:`Generation` per prompt.
         """
-        if n < 1:
-            raise ValueError(f"n must be at least 1, got {n}")
+        n = whole_number("n", n, at_least=1)
         starts = [self._prompt(prompt) for prompt in prompts]
         generator = None
         if seed is not None:
@@ -277,7 +281,7 @@ class NeuralLM:
             if self.tokenizer is None:
                 raise ValueError("a prompt of text needs tokenizer=; give its tokens")
             prompt = self.tokenizer(prompt)["input_ids"]
-        tokens = torch.as_tensor(prompt, dtype=torch.long, device=self.device)
+        tokens = given_tokens(prompt, self.vocabulary_size, "prompt", self.device)
         if tokens.dim() != 1:
             raise ValueError(
                 f"prompt must be a list of tokens, got shape {tuple(tokens.shape)}; several "
@@ -288,7 +292,6 @@ class NeuralLM:
                 "prompt is empty, and the network has nothing to read before the first token; give "
                 "a prompt, or begin_token to the model"
             )
-        self._check_tokens(tokens, "prompt")
         self._check_length(len(tokens), self.max_tokens)
         if bool(self.reader.ended(tokens)):
             raise ValueError(
@@ -298,15 +301,7 @@ class NeuralLM:
         return tokens
 
     def _check_tokens(self, tokens: Tensor, what: str) -> None:
-        if tokens.is_floating_point() or tokens.dtype == torch.bool:
-            raise ValueError(f"{what} must be integers, got {tokens.dtype}")
-        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < (
-            self.vocabulary_size
-        ):
-            raise ValueError(
-                f"{what} must lie in [0, {self.vocabulary_size}), got values from "
-                f"{int(tokens.min())} to {int(tokens.max())}; do the vocabularies agree?"
-            )
+        check_tokens(tokens, self.vocabulary_size, what)
 
     def _check_length(self, given: int, fresh: int) -> None:
         # The last token is written and never read.

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_tilt.language.checks import whole_number
+
 __all__ = ["TokenChoice"]
 
 
@@ -42,8 +44,10 @@ class TokenChoice:
     def __post_init__(self) -> None:
         if not 0.0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got {self.top_k}")
+        if self.top_k is not None:
+            whole_number("top_k", self.top_k, at_least=1)
+        for token in self.suppress_tokens:
+            whole_number("suppress_tokens", token)
         if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
 

@@ -226,6 +226,13 @@ def test_the_carry_holds_tokens_and_state():
     "options,message",
     [
         ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 2.9}, "max_tokens must be a whole number, got 2.9"),
+        ({"top_k": 2.5}, "top_k must be a whole number"),
+        ({"context": 8.5}, "context must be a whole number"),
+        ({"stop_token": 1.2}, "stop_token must be a whole number"),
+        ({"stop_token": [1, 1.2]}, "stop_token must be a whole number"),
+        ({"begin_token": 2.2}, "begin_token must be integers"),
+        ({"suppress_tokens": [0.5]}, "suppress_tokens must be a whole number"),
         ({"temperature": 0.0}, "temperature"),
         ({"top_k": 0}, "top_k"),
         ({"top_p": 0.0}, "top_p"),
@@ -245,6 +252,9 @@ def test_options_out_of_range(options, message):
     "prompt,message",
     [
         ([SIZE], "prompt must lie in"),
+        ([1.5], "prompt must be integers"),
+        ([True], "prompt must be integers"),
+        (torch.tensor([0.0]), "prompt must be integers"),
         ([0, STOP], "stop tokens"),
         ([[0, 2]], "several prompts are several programs"),
         ([0] * 9, "context is 8"),

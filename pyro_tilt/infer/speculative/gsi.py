@@ -17,7 +17,7 @@ from pyro_tilt.infer.errors import SamplerWarning, ZeroWeights
 from pyro_tilt.infer.evidence import equal_log_weights
 from pyro_tilt.infer.sampler import Run, check_count
 from pyro_tilt.infer.speculative.blocks import Value
-from pyro_tilt.infer.speculative.rules import ExactRule, Rule, ThresholdRule
+from pyro_tilt.infer.speculative.rules import ExactRule, Rule, ThresholdRule, check_threshold
 from pyro_tilt.infer.speculative.two_models import Kept, TwoModelSampler
 from pyro_tilt.infer.weighted_samples import WeightedSamples
 from pyro_tilt.ops.importance import log_evidence, log_mean_exp, summarize
@@ -128,8 +128,6 @@ class GSI(TwoModelSampler):
         self.beta = float(self.aligned.beta)
         if not 0.0 < self.beta < math.inf:
             raise ValueError(f"GSI needs a positive and finite beta, got {self.beta}")
-        if math.isnan(threshold):
-            raise ValueError("threshold must be a number, got nan")
         for name, given, known in (
             ("fallback", fallback, ("published", "debiased")),
             ("accept", accept, ("threshold", "exact")),
@@ -138,7 +136,7 @@ class GSI(TwoModelSampler):
                 raise ValueError(f"{name} must be one of {', '.join(known)}; got {given!r}")
         if not 0.0 < confidence < 1.0:
             raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
-        self.threshold = float(threshold)
+        self.threshold = check_threshold(threshold)
         self.fallback, self.accept = fallback, accept
         self.log_bound = self._checked_bound(log_bound)
         self.confidence = confidence

@@ -14,7 +14,7 @@ from pyro_tilt.infer.certificate import Certificate
 from pyro_tilt.infer.cost import Cost
 from pyro_tilt.infer.sampler import Run
 from pyro_tilt.infer.speculative.blocks import Value
-from pyro_tilt.infer.speculative.rules import RewardRule, Rule
+from pyro_tilt.infer.speculative.rules import RewardRule, Rule, check_threshold
 from pyro_tilt.infer.speculative.two_models import Kept, TwoModelSampler
 from pyro_tilt.infer.weighted_samples import WeightedSamples
 from pyro_tilt.poutine.align import Of
@@ -81,9 +81,7 @@ class RewardGuided(TwoModelSampler):
             raise ValueError("score_drafts is for whole draws; leave block out")
         program = align_for_choice(type(self).__name__, program, reward, of, options)
         super().__init__(program, draft=draft, block=block, value=value, **options)
-        if math.isnan(threshold):
-            raise ValueError("threshold must be a number, got nan")
-        self.threshold = float(threshold)
+        self.threshold = check_threshold(threshold)
         self._weighs = bool(score_drafts)
 
     def _rule(self, run: Run) -> Rule:

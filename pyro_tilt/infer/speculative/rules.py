@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Protocol
+from numbers import Real
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +15,21 @@ from pyro_tilt.infer.pooled import check_bound
 from pyro_tilt.infer.speculative.candidates import Candidates, Source, draw_column
 from pyro_tilt.ops.importance import log_mean_exp
 
-__all__ = ["Choice", "ExactRule", "RewardRule", "Rule", "ThresholdRule"]
+__all__ = ["Choice", "ExactRule", "RewardRule", "Rule", "ThresholdRule", "check_threshold"]
+
+
+def check_threshold(threshold: Any) -> float:
+    """
+    A threshold as a number, which may be infinite.
+
+    :param threshold: what was given.
+    :raises ValueError: for NaN and what is no number, naming the argument.
+    """
+    if isinstance(threshold, Tensor) and threshold.numel() == 1:
+        threshold = threshold.item()
+    if not isinstance(threshold, Real) or math.isnan(threshold):
+        raise ValueError(f"threshold must be a number, -math.inf for none, got {threshold!r}")
+    return float(threshold)
 
 
 @dataclass

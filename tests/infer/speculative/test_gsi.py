@@ -315,6 +315,7 @@ def test_models_that_do_not_fit():
         ({"beta": 0.0}, "positive and finite beta"),
         ({"beta": -1.0}, "positive and finite beta"),
         ({"threshold": math.nan}, "threshold"),
+        ({"threshold": None}, "threshold must be a number"),
         ({"fallback": "other"}, "fallback must be one of"),
         ({"accept": "other"}, "accept must be one of"),
         ({"accept": "exact"}, "log_bound"),
