@@ -218,7 +218,7 @@ def _estimate(name: str, result: WeightedSamples) -> dict[str, Any]:
 
 def _sites(result: WeightedSamples) -> dict[str, Any]:
     weight = reading.analysis_weights(result)
-    sites = {}
+    sites: dict[str, dict[str, Any]] = {}
     for name, value in result.samples.items():
         shape = list(value.shape[1:])
         sites[name] = {"shape": shape, "mean": None, "sd": None}
