@@ -22,7 +22,7 @@ _UNWATCHED = 40
 # The assumed smoothness is forgotten slowly, for rewards that flatten out.
 _RELAX = 0.98
 # Pairs of rows whose midpoints test a claimed curvature.
-_PAIRS = 256
+_PAIRS = 64
 
 
 def accelerated_ascent(
@@ -85,6 +85,7 @@ def accelerated_ascent(
     moves = torch.zeros_like(x) if start is None else problem.moves(start)
     rows = torch.arange(len(x), device=x.device)
     height, slope = problem(moves)
+    first = height
     usable = torch.isfinite(height) & torch.isfinite(slope).all(-1)
     if not bool(usable.all()):
         raise ValueError(
@@ -119,29 +120,17 @@ def accelerated_ascent(
     paid = cost(x, points)
     slack = best.norm / (2.0 * floor) if certified else torch.full_like(best.norm, torch.inf)
     if certified:
-        ends = points, x + cost.unwhiten(best.last)
-        calls = _test_curvature(reward, cost, x, *ends, curvature, slack > tolerance, name)
-        problem.calls += calls
+        # Where every row began at x and how high it ended are known.
+        ends = (first if start is None else None), best.height
+        check_curvature(reward, cost, x, points, curvature, heights=ends, name=name)
+        problem.calls += (1 if start is None else 2) * len(x)
+        open_ = (slack > tolerance).nonzero().squeeze(-1)
+        last = (x + cost.unwhiten(best.last))[open_]
+        left = torch.cat([x[:_PAIRS], x[open_], points[open_]])
+        right = torch.cat([x[:_PAIRS].roll(1, 0), last, last])
+        check_curvature(reward, cost, left, right, curvature, name=name)
+        problem.calls += 3 * len(left)
     return ProximalStep(points, best.height, paid, slack.to(best.height), calls=problem.calls)
-
-
-def _test_curvature(
-    reward: RewardFn,
-    cost: QuadraticCost,
-    x: Tensor,
-    points: Tensor,
-    last: Tensor,
-    curvature: float,
-    unfinished: Tensor,
-    name: str,
-) -> int:
-    """Tests the claim along segments between points at hand; the number of rewards it took."""
-    some, open_ = x[:_PAIRS], unfinished.nonzero().squeeze(-1)
-    left = [some, x, x[open_], points[open_]]
-    right = [some.roll(1, 0), points, last[open_], last[open_]]
-    segments = torch.cat(left), torch.cat(right)
-    check_curvature(reward, cost, *segments, curvature, name=name)
-    return 3 * len(segments[0])
 
 
 class _Problem:
@@ -182,12 +171,13 @@ class _Climb:
 
     :ivar point: last gradient step, from which momentum is taken.
     :ivar ahead: the point of extrapolation, with its ``slope`` and the reward ``height``.
+    :ivar value: the objective there.
     :ivar score: what the iterate to keep has the least of: the squared norm of the slope, or where
         the objective is not known to be concave, minus the objective.
     :ivar smooth: the smoothness assumed of each row, the inverse of its step.
     """
 
-    _PARTS = ("point", "ahead", "slope", "height", "norm", "score", "smooth")
+    _PARTS = ("point", "ahead", "slope", "height", "norm", "value", "score", "smooth")
 
     def __init__(
         self,
@@ -201,7 +191,8 @@ class _Climb:
         self.penalty, self.floor, self.concave = penalty, floor, concave
         self.point, self.ahead, self.slope, self.height = moves, moves, slope, height
         self.norm = _square(slope)
-        self.score = self._score(moves, height, self.norm)
+        self.value = self._value(moves, height)
+        self.score = self.norm if concave else -self.value
         self.smooth = torch.full_like(height, max(penalty, floor))
         self._stepped = moves
 
@@ -209,8 +200,8 @@ class _Climb:
         for name in self._PARTS:
             setattr(self, name, getattr(self, name).index_select(0, rows))
 
-    def _score(self, moves: Tensor, height: Tensor, norm: Tensor) -> Tensor:
-        return norm if self.concave else 0.5 * self.penalty * _square(moves) - height
+    def _value(self, moves: Tensor, height: Tensor) -> Tensor:
+        return height - 0.5 * self.penalty * _square(moves)
 
     def propose(self) -> Tensor:
         """The next point of extrapolation."""
@@ -221,19 +212,22 @@ class _Climb:
         momentum = (1.0 - root) / (1.0 + root)
         forward = self._stepped - self.point
         # Where the last move goes against the slope, momentum has overshot.
-        downhill = (forward * self.slope).sum(-1) < 0.0
+        downhill = torch.linalg.vecdot(forward, self.slope) < 0.0
         momentum = momentum.masked_fill(downhill, 0.0).unsqueeze(-1)
         return torch.addcmul(self._stepped, momentum, forward, out=forward)
 
     def update(self, trial: Tensor, height: Tensor, slope: Tensor) -> None:
         """Takes a trial whose gradient agrees with the step that led there, or shortens it."""
-        norm = _square(slope)
-        score = self._score(trial, height, norm)
+        norm, value = _square(slope), self._value(trial, height)
+        score = norm if self.concave else -value
         finite = torch.isfinite(height + norm)
         whole = bool(finite.all())
         if self.concave:
             seen = self._seen(trial, slope, None if whole else finite)
-            seen = torch.maximum(seen, self._dip(trial, height, finite))
+            noise = 64.0 * torch.finfo(value.dtype).eps * (value.abs() + self.value.abs())
+            fell = (finite & (self.value - value > noise)).nonzero().squeeze(-1)
+            if len(fell):
+                seen[fell] = torch.maximum(seen[fell], self._dip(fell, trial, value))
             taken = finite & (seen <= 2.0 * self.smooth)
         else:
             rise = 0.25 * self.norm / self.smooth
@@ -246,36 +240,33 @@ class _Climb:
             smooth = torch.where(finite, smooth, 4.0 * self.smooth)
         self.smooth = smooth.clamp(max=torch.finfo(score.dtype).max ** 0.5)
         # The reward may be a tensor that others hold, and the score may be the norm itself.
-        found = (self._stepped, trial, slope, height.clone(), norm, score)
+        found = (self._stepped, trial, slope, height.clone(), norm, value, score)
         if not bool(taken.all()):
             # Few rows are refused, so that these are put back rather than all rows chosen anew.
             back = (~taken).nonzero().squeeze(-1)
-            known = (self.ahead, self.ahead, self.slope, self.height, self.norm, self.score)
+            known = (self.ahead, self.ahead, *(getattr(self, name) for name in self._PARTS[2:-1]))
             for new, old in zip(found, known):
                 new.index_copy_(0, back, old.index_select(0, back))
-        self.point, self.ahead, self.slope, self.height, self.norm, self.score = found
+        for name, new in zip(self._PARTS, found):
+            setattr(self, name, new)
 
-    def _dip(self, trial: Tensor, height: Tensor, finite: Tensor) -> Tensor:
+    def _dip(self, rows: Tensor, trial: Tensor, value: Tensor) -> Tensor:
         """
-        The smoothness that the objective shows, by what it falls short of its tangent.
+        The smoothness of rows whose objective fell, by how far it fell short of its tangent.
 
         A step that leaps over a sharp ridge finds alike gradients on both sides, but a low value.
         """
-        ahead = self.height - 0.5 * self.penalty * _square(self.ahead)
-        there = height - 0.5 * self.penalty * _square(trial)
-        step = trial - self.ahead
-        rise, length = (self.slope * step).sum(-1), _square(step)
-        fall = ahead + rise - there
-        noise = 64.0 * torch.finfo(fall.dtype).eps * (ahead.abs() + there.abs() + rise.abs())
-        shown = finite & (fall > 100.0 * noise) & (length > 0.0)
-        return torch.where(shown, 2.0 * fall / length, self.floor)
+        step = trial.index_select(0, rows) - self.ahead.index_select(0, rows)
+        rise, length = (self.slope.index_select(0, rows) * step).sum(-1), _square(step)
+        fall = self.value[rows] + rise - value[rows]
+        return torch.where(length > 0.0, 2.0 * fall / length, self.floor)
 
     def _seen(self, trial: Tensor, slope: Tensor, finite: Tensor | None) -> Tensor:
         """The smoothness that two gradients of a concave function show, by cocoercivity."""
         change = self.slope - slope
         if finite is not None:
             change = change.masked_fill(~finite.unsqueeze(-1), 0.0)
-        inner, square = (trial - self.ahead).mul_(change).sum(-1), _square(change)
+        inner, square = torch.linalg.vecdot(trial - self.ahead, change), _square(change)
         tiny = torch.finfo(square.dtype).tiny
         return torch.where(inner > tiny, square / inner.clamp(min=tiny), self.floor)
 

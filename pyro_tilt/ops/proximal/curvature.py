@@ -21,6 +21,7 @@ def check_curvature(
     y: Tensor,
     curvature: float,
     *,
+    heights: tuple[Tensor | None, Tensor | None] = (None, None),
     name: str = "the reward",
 ) -> None:
     r"""
@@ -34,6 +35,7 @@ def check_curvature(
     :param x: one end of each segment, (n, d).
     :param y: the other end, (n, d).
     :param curvature: :math:`\ell`, as claimed; zero claims that the reward is concave.
+    :param heights: rewards of the two ends, each (n,), where they are known.
     :param name: of what was claimed to curve so.
     :raises ValueError: with a segment whose midpoint lies lower, where there is one.
 
@@ -43,7 +45,8 @@ def check_curvature(
     >>> check_curvature(lambda x: x.square().sum(-1), SquaredEuclidean(), x, y, 2.0)
     """
     with torch.no_grad():
-        middle, left, right = reward(0.5 * x + 0.5 * y), reward(x), reward(y)
+        middle = reward(0.5 * x + 0.5 * y)
+        left, right = (reward(end) if high is None else high for end, high in zip((x, y), heights))
     mean = 0.5 * left + 0.5 * right
     short = mean - 0.25 * curvature * cost(x, y).to(mean) - middle
     size = torch.maximum(left.abs(), right.abs())
