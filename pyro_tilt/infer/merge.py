@@ -31,9 +31,9 @@ def merge(*results: WeightedSamples) -> WeightedSamples:
     weight :math:`Z_c` of its run. Where a run has no evidence (nan), neither has the pooled one.
     The certificate is the weakest one (:func:`~pyro_tilt.infer.weakest`), costs add, ``stats`` keep
     the entries that all runs have, ``steps`` are stacked along the chains (runs with fewer steps
-    are filled with nan, -1 or False). Of ``info``, ``total_...`` and ``num_...`` entries,
-    ``wasted`` and ``capped`` add, ``..._upper`` bounds take the largest, ``acceptance_rate`` is
-    that of the pooled proposals, and other entries average over the draws.
+    are filled with nan, -1 or False). Of ``info``, ``total_...``, ``num_...`` and ``..._rows``
+    entries, ``wasted`` and ``capped`` add, ``..._upper`` bounds take the largest,
+    ``acceptance_rate`` is that of the pooled proposals, and other entries average over the draws.
 
     :param results: at least one result.
     :returns: the pooled result; the very same one where there is only one.
@@ -218,7 +218,8 @@ def _stack_steps(results: Sequence[WeightedSamples], name: str) -> Tensor:
 def _pooled_info(results: Sequence[WeightedSamples], name: str) -> float:
     values = [result.info[name] for result in results]
     counts = [len(result) for result in results]
-    if name.startswith(("total_", "num_")) or name in ("wasted", "capped"):
+    counts_up = name.startswith(("total_", "num_")) or name.endswith("_rows")
+    if counts_up or name in ("wasted", "capped"):
         return float(sum(values))
     if name.endswith("_upper"):
         return max(values)

@@ -115,6 +115,7 @@ def test_costs_and_info_pool():
                 "acceptance_rate": 0.5,
                 "total_proposals": 60.0,
                 "wasted": 2.0,
+                "target_network_rows": 30.0,
                 "clipped_mass": 0.1,
                 "clipped_mass_upper": 0.2,
                 "only_here": 1.0,
@@ -128,6 +129,7 @@ def test_costs_and_info_pool():
                 "acceptance_rate": 0.1,
                 "total_proposals": 100.0,
                 "wasted": 1.0,
+                "target_network_rows": 12.0,
                 "clipped_mass": 0.2,
                 "clipped_mass_upper": 0.3,
             },
@@ -140,6 +142,7 @@ def test_costs_and_info_pool():
             "acceptance_rate": 40 / 160,
             "total_proposals": 160.0,
             "wasted": 3.0,
+            "target_network_rows": 42.0,
             "clipped_mass": 0.125,
             "clipped_mass_upper": 0.3,
         }

@@ -184,15 +184,7 @@ def spend(method: Method, rows: int, seed: int) -> WeightedSamples:
     first = _run(method.make(max(unit, count(FIRST * rows)), seed))
     each = target_rows(first) / len(first)
     draws = count(rows - target_rows(first))
-    return first if draws < unit else _joined(first, _run(method.make(draws, derive_seed(seed, 2))))
-
-
-def _joined(*results: WeightedSamples) -> WeightedSamples:
-    whole = merge(*results)
-    for name in ("target_network_rows", "draft_network_rows"):
-        if name in whole.info:
-            whole.info[name] = sum(each.info[name] for each in results)
-    return whole
+    return first if draws < unit else merge(first, _run(method.make(draws, derive_seed(seed, 2))))
 
 
 def target_rows(result: WeightedSamples) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from pyro_tilt.ops.reindex import reindex
 
@@ -35,7 +35,13 @@ def fork(carry: Any, index: Tensor, size: int) -> Any:
 
 def is_shared(carry: Any, size: int) -> bool:
     """Whether a carry is the same for all particles, as a first one may be."""
-    tensors = [leaf for leaf in tree_leaves(carry) if isinstance(leaf, Tensor)]
+    tensors: list[Tensor] = []
+
+    def note(leaf: Tensor) -> Tensor:
+        tensors.append(leaf)
+        return leaf
+
+    _map_tensors(note, carry)
     return bool(tensors) and not any(each.shape[:1] == (size,) for each in tensors)
 
 
@@ -43,9 +49,21 @@ def spread(carry: Any, size: int) -> Any:
     """A carry for functions of single particles, who all see the same where it is shared."""
     if not is_shared(carry, size):
         return carry
-    return tree_map(
-        lambda leaf: leaf.expand(size, *leaf.shape) if isinstance(leaf, Tensor) else leaf, carry
-    )
+    return _map_tensors(lambda leaf: leaf.expand(size, *leaf.shape), carry)
+
+
+def _map_tensors(fn: Callable[[Tensor], Tensor], state: Any) -> Any:
+    def leaf(each: Any) -> Any:
+        if isinstance(each, Tensor):
+            return fn(each)
+        # To tree_map a dataclass is a leaf.
+        if dataclasses.is_dataclass(each) and not isinstance(each, type):
+            fields = {f.name: getattr(each, f.name) for f in dataclasses.fields(each) if f.init}
+            mapped = {name: _map_tensors(fn, value) for name, value in fields.items()}
+            return dataclasses.replace(each, **mapped)
+        return each
+
+    return tree_map(leaf, state)
 
 
 def _reorders(state: Any) -> bool:
