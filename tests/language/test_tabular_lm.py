@@ -134,7 +134,7 @@ def test_prompts(name):
         lm.program([token]),
         reward=lambda y: table[rest.index(y[..., 1:])],
         n=2,
-        num_samples=DRAWS // 4,
+        num_samples=DRAWS,
         seed=0,
         progress=False,
     ).run()
@@ -160,7 +160,7 @@ def test_step_samplers_take_its_values(name):
         value=lm.value_function(mean),
         n=3,
         block=2,
-        num_samples=DRAWS // 4,
+        num_samples=DRAWS,
         seed=0,
         progress=False,
     ).run()

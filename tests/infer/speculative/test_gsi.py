@@ -38,8 +38,6 @@ BOUND = float((TARGET.log_law() - DRAFT.log_law() + BETA * TABLE).max())
 
 def guided(target=TARGET, draft=DRAFT, **options):
     defaults = {"reward": reward, "beta": BETA, "n": N, "num_samples": DRAWS, "seed": 0}
-    if "block" in options:
-        defaults["num_samples"] = DRAWS // 4
     return GSI(
         target.program(), draft=draft.program(), **{"progress": False, **defaults, **options}
     )

@@ -44,7 +44,7 @@ def test_exact_law(threshold):
 @pytest.mark.parametrize("block", [1, 2])
 def test_blocks(block):
     values = TARGET.mean_values(REWARDS)
-    options = {"value": TARGET.value_function(values), "num_samples": DRAWS // 2}
+    options = {"value": TARGET.value_function(values), "num_samples": DRAWS}
     result = guided(block=block, **options).run()
 
     def rule(draft, target, value):
