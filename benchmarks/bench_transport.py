@@ -21,7 +21,7 @@ from pyro_tilt.ops import ProximalStep, SquaredEuclidean, ball_plan, prox_suppor
 TITLE = "Wasserstein alignment: proximal maps and balls"
 POINTS, DIM, GAP, PENALTY = 100_000, 50, 1e-6, 1.0
 # The loop over scipy is timed on this many points, in blocks between blocks of ours.
-LOOPED, ROUNDS = 120, 4
+LOOPED, ROUNDS = 240, 8
 PROBLEMS = 40
 
 Solver = Callable[[np.ndarray], tuple[np.ndarray, float]]

@@ -19,10 +19,14 @@ RewardFn = Callable[[Tensor], Tensor]
 _PATIENCE = 200
 # Before this many steps most rows are done, and none is watched for the best of its iterates.
 _UNWATCHED = 40
+# Rows that are done are carried along until they are so many, as leaving them out takes copies.
+_FULL = 0.9
 # The assumed smoothness is forgotten slowly, for rewards that flatten out.
 _RELAX = 0.98
 # Pairs of rows whose midpoints test a claimed curvature.
 _PAIRS = 64
+# Moves, evenly among the rows, whose midpoints do so too.
+_MOVES = 512
 
 
 def accelerated_ascent(
@@ -95,35 +99,40 @@ def accelerated_ascent(
     climb = _Climb(moves, slope, height, penalty, floor, certified)
     best = _Best(climb)
     stale = torch.zeros_like(rows)
+    alive = torch.ones_like(rows, dtype=torch.bool)
     for count in range(max_steps):
-        open_ = climb.norm > 2.0 * floor * tolerance
+        open_ = alive & (climb.norm > 2.0 * floor * tolerance)
         if count > _UNWATCHED:
             open_ &= stale[rows] < _PATIENCE
-        if not bool(open_.all()):
-            best.take(climb, rows, ~open_ & (climb.score < best.score[rows]))
-            best.leave(climb, rows, ~open_)
-            left = open_.nonzero().squeeze(-1)
-            rows = rows[left]
-            climb.keep(left)
-            problem.keep(left)
+        done = alive & ~open_
+        if bool(done.any()):
+            best.take(climb, rows, done & (climb.score < best.score[rows]))
+            best.leave(climb, rows, done)
+            alive = open_
+            left = alive.nonzero().squeeze(-1)
+            if len(left) <= _FULL * len(rows):
+                rows, alive = rows[left], alive[left]
+                climb.keep(left)
+                problem.keep(left)
         if not len(rows):
             break
         trial = climb.propose()
         climb.update(trial, *problem(trial))
         if count >= _UNWATCHED:
-            better = climb.score < best.score[rows]
+            better = alive & (climb.score < best.score[rows])
             stale[rows] = torch.where(better, 0, stale[rows] + 1)
             best.take(climb, rows, better)
-    best.take(climb, rows, climb.score < best.score[rows])
-    best.leave(climb, rows, torch.ones_like(rows, dtype=torch.bool))
+    best.take(climb, rows, alive & (climb.score < best.score[rows]))
+    best.leave(climb, rows, alive)
     points = x + cost.unwhiten(best.moves)
     paid = cost(x, points)
     slack = best.norm / (2.0 * floor) if certified else torch.full_like(best.norm, torch.inf)
     if certified:
-        # Where every row began at x and how high it ended are known.
-        ends = (first if start is None else None), best.height
-        check_curvature(reward, cost, x, points, curvature, heights=ends, name=name)
-        problem.calls += (1 if start is None else 2) * len(x)
+        # Where rows began at x and how high they ended are known.
+        some = slice(None, None, max(1, len(x) // _MOVES))
+        ends = (first[some] if start is None else None), best.height[some]
+        check_curvature(reward, cost, x[some], points[some], curvature, heights=ends, name=name)
+        problem.calls += (1 if start is None else 2) * len(x[some])
         open_ = (slack > tolerance).nonzero().squeeze(-1)
         last = (x + cost.unwhiten(best.last))[open_]
         left = torch.cat([x[:_PAIRS], x[open_], points[open_]])
