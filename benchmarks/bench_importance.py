@@ -24,7 +24,7 @@ from pyro_tilt.ops.psis import pareto_smooth
 TITLE = "Importance sampling, a six-site Gaussian chain"
 ZERO, ONE, SCALE = torch.tensor(0.0), torch.tensor(1.0), torch.tensor(0.7)
 BETA = 0.5
-PROCESSES = 9
+PROCESSES = 21
 ARVIZ = import_arviz()
 
 
