@@ -197,7 +197,7 @@ def test_what_a_result_says():
     torch.testing.assert_close(result.steps["z"][0], ratios * THETA.norm())
     assert result.info["z_max"] == pytest.approx(float(ratios[0] * THETA.norm()))
     assert result.cost.base_draws == 60 and result.cost.network_rows is None
-    assert result.info["denoiser_rows"] == 30 * 60
+    assert result.info["denoiser_rows"] == len(result) * base.schedule.steps
     chains = result.samples["x_0"].reshape(2, 30, 2)
     assert not torch.equal(chains[0], chains[1])
     again = LinearTilt(base, THETA, num_samples=30, num_chains=2, seed=0, max_batch=7).run()
