@@ -145,6 +145,7 @@ def max_of(problem: ProximalProblem) -> ProximalOracle:
         "best of the pieces: " + ", ".join(dict.fromkeys(o.method for o in oracles)),
         law=max((oracle.law for oracle in oracles), key=laws.index),
         growth=max(oracle.growth for oracle in oracles),
+        assumes="; ".join(dict.fromkeys(o.assumes for o in oracles if o.assumes)),
     )
 
 

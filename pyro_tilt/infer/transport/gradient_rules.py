@@ -14,6 +14,10 @@ from pyro_tilt.rewards import Constraint, Reward
 
 __all__: list[str] = []
 
+CURVATURE_TESTED = (
+    "whether the reward curves upwards no more than was said, which finitely many segments tested"
+)
+
 
 @register_proximal(Reward, QuadraticCost)
 def by_gradient(problem: ProximalProblem) -> ProximalOracle | None:
@@ -34,7 +38,7 @@ def by_gradient(problem: ProximalProblem) -> ProximalOracle | None:
             return _search(problem, x, penalty, start, known)
         return _ascend(problem, x, penalty, known, start)
 
-    return ProximalOracle(solve, "accelerated gradient", law="bounded")
+    return ProximalOracle(solve, "accelerated gradient", law="bounded", assumes=CURVATURE_TESTED)
 
 
 def _ascend(

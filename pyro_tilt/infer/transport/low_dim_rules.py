@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyro_tilt.infer.transport.gradient_rules import CURVATURE_TESTED
 from pyro_tilt.infer.transport.oracle import ProximalOracle, ProximalProblem, register_proximal
 from pyro_tilt.ops.proximal import (
     Mahalanobis,
@@ -86,7 +87,12 @@ def low_dim(problem: ProximalProblem) -> ProximalOracle | None:
         return _concave(problem, features) if features.size == len(reward.A) else None
     if reward.lipschitz is None:
         return None
-    return ProximalOracle(_Search(problem, features).solve, "branch and bound", law="bounded")
+    return ProximalOracle(
+        _Search(problem, features).solve,
+        "branch and bound",
+        law="bounded",
+        assumes="whether f is Lipschitz as declared, which the points of the search tested",
+    )
 
 
 def _concave(problem: ProximalProblem, features: _Features) -> ProximalOracle:
@@ -111,7 +117,9 @@ def _concave(problem: ProximalProblem, features: _Features) -> ProximalOracle:
         done = problem.step(x, points)
         return ProximalStep(points, done.reward, done.cost, step.slack, calls=step.calls)
 
-    return ProximalOracle(solve, "accelerated gradient in the features", law="bounded")
+    return ProximalOracle(
+        solve, "accelerated gradient in the features", law="bounded", assumes=CURVATURE_TESTED
+    )
 
 
 class _Search:

@@ -83,6 +83,8 @@ class ProximalOracle:
     :ivar growth: what a penalty must exceed.
     :ivar spend: moves points on by a given mean cost at a penalty of ``growth``, where each move
         gains what it costs.
+    :ivar assumes: what was said about the reward and can only be tested, in words; the
+        certificate leaves it out by name.
     """
 
     solve: Solve
@@ -90,6 +92,7 @@ class ProximalOracle:
     law: str = "exact"
     growth: float = 0.0
     spend: Callable[[Tensor, ProximalStep, float], ProximalStep] | None = None
+    assumes: str = ""
 
 
 Rule = Callable[[ProximalProblem], ProximalOracle | None]

@@ -17,6 +17,7 @@ from pyro_tilt.infer.weighted_samples import BaseDraws, WeightedSamples
 from pyro_tilt.ops.proximal import BallPlan, ProximalStep
 
 if TYPE_CHECKING:
+    from pyro_tilt.infer.transport.oracle import ProximalOracle
     from pyro_tilt.infer.transport.proximal_transport import ProximalTransport
 
 __all__ = ["Outcome", "transport_result"]
@@ -152,7 +153,7 @@ def transport_result(
         log_weights=zeros,
         log_normalizer=zeros.new_tensor(math.nan),
         log_normalizer_error=zeros.new_tensor(math.nan),
-        certificate=_certificate(sampler, work.oracle.law, work.oracle.method, outcome),
+        certificate=_certificate(sampler, work.oracle, outcome),
         cost=replace(cost, reward_calls=work.calls),
         stats=stats,
         info=_info(outcome),
@@ -200,8 +201,9 @@ def _info(outcome: Outcome) -> dict[str, float]:
 
 
 def _certificate(
-    sampler: ProximalTransport, law: str, method: str, outcome: Outcome
+    sampler: ProximalTransport, oracle: ProximalOracle, outcome: Outcome
 ) -> Certificate:
+    law, method = oracle.law, oracle.method
     sampled = (
         "the sampled base in place of its law: info['gap_upper'] is a "
         f"{_CONFIDENCE:.0%} bound for the law, by the central limit theorem"
@@ -229,6 +231,11 @@ def _certificate(
         confidence=1.0,
         covers=f"the duality gap on the sampled base ({method}), up to rounding"
         + ("; the mean cost of the randomised plan is within radius" if ball else ""),
-        excludes=sampled
-        + ("; how the mean cost under that law differs from radius" if ball else ""),
+        excludes="; ".join(
+            [
+                sampled,
+                *(["how the mean cost under that law differs from radius"] if ball else []),
+                *([oracle.assumes] if oracle.assumes else []),
+            ]
+        ),
     )
