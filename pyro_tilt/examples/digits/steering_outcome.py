@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_tilt.examples.means import mean_by_chain, mean_of
 from pyro_tilt.infer import WeightedSamples
 from pyro_tilt.rewards import Reward
 
@@ -115,7 +116,7 @@ def describe(
     residual = result.residual_log_weights
     if residual is not None and bool((residual > -math.inf).any()):
         weights = residual.softmax(0)
-        corrected, size = _mean(reward, weights), float(1.0 / weights.square().sum())
+        corrected, size = mean_of(reward, weights), float(1.0 / weights.square().sum())
     kl, bound = result.info.get("kl_upper_bound"), "kl_upper_bound" in result.info
     tilted = result.certificate.target == "joint tilt" or corrected is not None
     if kl is None and result.beta is not None and tilted:
@@ -127,7 +128,7 @@ def describe(
         target=result.certificate.target,
         law=result.certificate.law,
         draws=len(result),
-        reward=_mean_by_chain(reward, result),
+        reward=mean_by_chain(reward, result),
         confirmed=float((result.normalized_weights * target.confirm(images)).sum()),
         corrected=corrected,
         corrected_ess=size,
@@ -152,24 +153,6 @@ def _kl(result: WeightedSamples, reward: Tensor, residual: Tensor | None) -> flo
     spent = float(result.beta or 0.0) * float((weights * reward).sum())
     found = spent - float(result.log_normalizer)
     return max(found, 0.0) if math.isfinite(found) else None
-
-
-def _mean(values: Tensor, weights: Tensor) -> tuple[float, float]:
-    """The weighted mean and its standard error by the delta method."""
-    mean = (weights * values).sum()
-    return float(mean), float((weights * (values - mean)).square().sum().sqrt())
-
-
-def _mean_by_chain(values: Tensor, result: WeightedSamples) -> tuple[float, float]:
-    """The weighted mean; its error from the spread of independent chains where there are any."""
-    weights = result.normalized_weights
-    mean, error = _mean(values, weights)
-    chains = result.num_chains
-    if chains > 1:
-        parts = (weights * (values - mean)).split(list(result.chain_sizes))
-        spread = torch.stack([part.sum() for part in parts]).square().sum()
-        error = float((spread * chains / (chains - 1)).sqrt())
-    return mean, error
 
 
 def _ancestors(result: WeightedSamples) -> int:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pyro_tilt.diagnostics import Estimate, FrontierPoint, kl
-from pyro_tilt.examples.molecules.compare_outcome import Spent, mean_of, shares_ancestors
+from pyro_tilt.examples.means import mean_of
+from pyro_tilt.examples.molecules.compare_outcome import Spent, shares_ancestors
 from pyro_tilt.infer import WeightedSamples
 from pyro_tilt.language import NeuralLM, laws
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from pyro_tilt.diagnostics import Estimate, FrontierPoint
+from pyro_tilt.examples.means import Pair, mean_by_chain, mean_of
 from pyro_tilt.examples.molecules.data import canonical
 from pyro_tilt.examples.molecules.model import VOCABULARY
 from pyro_tilt.examples.molecules.reward import qed
 from pyro_tilt.infer import WeightedSamples
 
-Pair = tuple[float, float]
 Kind = Literal["exact", "estimate", "bound"]
 
 
@@ -144,7 +144,7 @@ def describe(
     return Outcome(
         method=method,
         draws=len(result),
-        qed=mean_by_chain(reward, result),
+        qed=mean_by_chain(reward, result, dependent=shares_ancestors(result)),
         valid=float(weights[valid].sum()),
         distinct=len(counts),
         corrected=corrected,
@@ -160,34 +160,6 @@ def describe(
         info=dict(result.info),
         molecules=[(name, qed(name)) for name in ranked],
     )
-
-
-def mean_of(values: Tensor, weights: Tensor) -> Pair:
-    """
-    A weighted mean and its standard error by the delta method.
-
-    :param values: shape ``(n,)``.
-    :param weights: that sum to one.
-    """
-    mean = (weights * values).sum()
-    return float(mean), float((weights * (values - mean)).square().sum().sqrt())
-
-
-def mean_by_chain(values: Tensor, result: WeightedSamples) -> Pair:
-    """
-    The weighted mean; its error from the spread of independent runs where there are several.
-
-    :param values: shape ``(n,)``.
-    :param result: whose weights and runs they are.
-    """
-    weights = result.normalized_weights
-    mean, error = mean_of(values, weights)
-    chains = result.num_chains
-    if chains > 1 and shares_ancestors(result):
-        parts = (weights * (values - mean)).split(list(result.chain_sizes))
-        spread = torch.stack([part.sum() for part in parts]).square().sum()
-        error = float((spread * chains / (chains - 1)).sqrt())
-    return mean, error
 
 
 def shares_ancestors(result: WeightedSamples) -> bool:
