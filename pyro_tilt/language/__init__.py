@@ -7,9 +7,9 @@ from pyro_tilt.language.neural_choice import TokenChoice
 from pyro_tilt.language.neural_generation import Generation
 from pyro_tilt.language.neural_networks import RecurrentModel
 from pyro_tilt.language.neural_program import NeuralProgram
-from pyro_tilt.language.program import TabularProgram
 from pyro_tilt.language.protocols import Decoding, LanguageModel
 from pyro_tilt.language.tabular import TabularLM
+from pyro_tilt.language.tabular_program import TabularProgram
 
 __all__ = [
     "Decoding",

@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyro_tilt.language.program import LanguageProgram
 from pyro_tilt.language.protocols import Decoding
 from pyro_tilt.poutine.scan import scan
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["NeuralProgram"]
 
 
-class NeuralProgram:
+class NeuralProgram(LanguageProgram):
     """
     A program of one categorical site per token; made by :meth:`NeuralLM.program`.
 
@@ -29,21 +30,8 @@ class NeuralProgram:
     """
 
     def __init__(self, model: NeuralLM, prompt: Tensor, name: str) -> None:
-        self.model = model
-        self.prompt = prompt
-        self.name = name
-        self.site = f"{name}s"
-
-    def __repr__(self) -> str:
-        return f"{self.model!r}.program({self.prompt.tolist()})"
-
-    def decode(self, tokens: Tensor) -> list[str]:
-        """
-        The texts of sequences; see :meth:`NeuralLM.decode`.
-
-        :param tokens: shape ``(n, length)``.
-        """
-        return self.model.decode(tokens)
+        super().__init__(prompt, name)
+        self.model: NeuralLM = model
 
     def __call__(self) -> Tensor:
         start, length = len(self.prompt), len(self.prompt) + self.model.max_tokens
@@ -62,12 +50,8 @@ class NeuralProgram:
             tokens = torch.cat([carry.tokens, token.unsqueeze(-1)], -1)
             return Decoding(tokens, state, self.model.vocabulary_size)
 
-        last = scan(f"{self.name}_scan", step, Decoding(None), range(start, length)).tokens
-        assert last is not None
-        if self.model.stop_tokens:
-            pyro.deterministic(f"{self.site}_finished", self.model.finished(last[..., start:]))
-        # Samplers over steps hand on the sites outside steps, and so the whole sequence.
-        return pyro.deterministic(self.site, last, event_dim=1)
+        last = scan(f"{self.name}_scan", step, Decoding(None), range(start, length))
+        return self._hand_on(last, slice(start, None), stops=bool(self.model.stop_tokens))
 
     def _after_first(self, token: Tensor, state: object) -> Decoding:
         if sum(size > 1 for size in token.shape) > 1:

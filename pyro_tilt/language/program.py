@@ -1,66 +1,64 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A table of next-token laws as a Pyro program."""
+"""What the programs of language models share."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import pyro
-import pyro.distributions as dist
-import torch
 from torch import Tensor
 
 from pyro_tilt.language.protocols import Decoding
-from pyro_tilt.poutine.scan import scan
 
-if TYPE_CHECKING:
-    from pyro_tilt.language.tabular import TabularLM
-
-__all__ = ["TabularProgram"]
+__all__ = ["LanguageProgram"]
 
 
-class TabularProgram:
+class Writer(Protocol):
+    """A language model, as its program knows it."""
+
+    def decode(self, tokens: Tensor) -> list[str]: ...
+
+    def finished(self, sequences: Tensor) -> Tensor: ...
+
+
+class LanguageProgram:
     """
-    A program of one categorical site per token; made by :meth:`TabularLM.program`.
+    A program of one categorical site per token, and at its end of the whole sequence.
 
-    :ivar model: the :class:`~pyro_tilt.language.TabularLM`.
+    :ivar model: the language model.
     :ivar prompt: the first tokens, shape (p,).
     :ivar site: name of the site that holds the whole sequence.
     """
 
-    def __init__(self, model: TabularLM, prompt: Tensor, name: str) -> None:
-        self.model = model
+    model: Writer
+
+    def __init__(self, prompt: Tensor, name: str) -> None:
         self.prompt = prompt
         self.name = name
         self.site = f"{name}s"
 
     def __repr__(self) -> str:
-        return f"TabularLM.program({self.prompt.tolist()})"
+        return f"{self.model!r}.program({self.prompt.tolist()})"
 
     def decode(self, tokens: Tensor) -> list[str]:
         """
-        The texts of sequences; see :meth:`TabularLM.decode`.
+        The texts of sequences; see the model's ``decode``.
 
         :param tokens: shape ``(n, length)``.
         """
         return self.model.decode(tokens)
 
-    def __call__(self) -> Tensor:
-        steps = range(len(self.prompt), self.model.length)
-        # The first carry belongs to no particle: it holds no tensor.
-        last = scan(f"{self.name}_scan", self._step, Decoding(None), steps).tokens
-        assert last is not None
-        if self.model.stop_token is not None:
-            pyro.deterministic(f"{self.site}_finished", self.model.finished(last))
-        # Samplers over steps hand on the sites outside steps, and so the whole sequence.
-        return pyro.deterministic(self.site, last, event_dim=1)
+    def _hand_on(self, last: Decoding, written: slice, *, stops: bool) -> Tensor:
+        """
+        Records the sequences and, where the model can stop, whether they did.
 
-    def _step(self, carry: Decoding, t: int) -> Decoding:
-        start = self.prompt if len(self.prompt) else None
-        before, size = start if carry.tokens is None else carry.tokens, self.model.vocabulary_size
-        law = dist.Categorical(logits=self.model.next_log_probs(before))
-        token = pyro.sample(f"{self.name}_{t}", law)
-        if before is None:
-            return Decoding(token.unsqueeze(-1), None, size)
-        before = before.expand(*token.shape, before.shape[-1])
-        return Decoding(torch.cat([before, token.unsqueeze(-1)], -1), None, size)
+        Samplers over steps hand on the sites outside steps alone.
+
+        :param last: the last carry.
+        :param written: what of a sequence may hold the stop.
+        """
+        assert last.tokens is not None
+        if stops:
+            ended = self.model.finished(last.tokens[..., written])
+            pyro.deterministic(f"{self.site}_finished", ended)
+        return pyro.deterministic(self.site, last.tokens, event_dim=1)

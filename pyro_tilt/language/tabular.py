@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_tilt.language.checks import check_tables, check_tokens, given_tokens, whole_number
-from pyro_tilt.language.program import TabularProgram
+from pyro_tilt.language.tabular_program import TabularProgram
 from pyro_tilt.language.values import mean_values, prefix_lookup, soft_values
 from pyro_tilt.rewards import evaluate
 
