@@ -21,7 +21,6 @@ __all__ = [
     "Attempts",
     "EarlyExit",
     "attempt",
-    "bound_of",
     "check_confidence",
     "exponential_noise",
     "miss_upper",
@@ -119,15 +118,6 @@ def attempt(run: Run, num: int, n: int, block: int, bound: float) -> Attempts:
         base=proposer.base_draws(),
         log_normalizer=proposer.evidence(),
     )
-
-
-def bound_of(proposal: ProgramProposal, log_bound: float | None) -> float:
-    """The bound on log weights: the caller's, or the one the program knows, ``inf`` if none."""
-    if log_bound is None:
-        return proposal.log_bound
-    if not math.isfinite(log_bound):
-        raise ValueError(f"log_bound must be finite, got {log_bound}")
-    return float(log_bound)
 
 
 def check_confidence(confidence: float) -> float:

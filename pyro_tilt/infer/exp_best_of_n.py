@@ -17,13 +17,12 @@ from pyro_tilt.infer.early_exit import (
     Attempts,
     EarlyExit,
     attempt,
-    bound_of,
     exponential_noise,
     miss_upper,
 )
-from pyro_tilt.infer.pooled import refuse_shared_minibatches
+from pyro_tilt.infer.pooled import bound_of, refuse_shared_minibatches
 from pyro_tilt.infer.sampler import Run, check_count
-from pyro_tilt.infer.selection.engine import StepSelector
+from pyro_tilt.infer.selection.engine import EXACT_STATED, VALUES_BIASED, StepSelector
 from pyro_tilt.infer.selection.groups import Choose, Selected
 from pyro_tilt.infer.soft_best_of_n import warn_of_lost
 from pyro_tilt.infer.weighted_samples import WeightedSamples
@@ -198,39 +197,25 @@ class ExpBlockBestOfN(StepSelector):
 
     def _result(self, run: Run, selected: Selected, cost: Cost, target: str) -> WeightedSamples:
         lost = selected.log_evidence == -math.inf
-        stats = {"lost": lost}
-        if selected.reward is not None:
-            stats["reward"] = selected.reward
-        zeros = torch.zeros_like(selected.log_evidence)
-        return WeightedSamples(
-            kind="iid",
-            samples=selected.values,
-            log_weights=zeros,
-            log_normalizer=zeros.new_tensor(math.nan),
-            log_normalizer_error=zeros.new_tensor(math.nan),
+        exact = self.exact_values
+        return self._draws(
+            run,
+            selected,
+            cost,
             certificate=Certificate(
                 target=target,
-                law="consistent" if self.exact_values else "search",
-                budget="n" if self.exact_values else None,
+                law="consistent" if exact else "search",
+                budget="n" if exact else None,
                 covers="independent draws, chosen by noisy values after every block",
-                excludes=(
-                    "whether the values are exact, which the user states"
-                    if self.exact_values
-                    else "the error of the values, whose bias stays however large n is"
-                ),
+                excludes=EXACT_STATED if exact else VALUES_BIASED,
             ),
-            cost=cost,
-            stats=stats,
-            beta=run.proposal.beta if selected.reward is not None else None,
+            stats={"lost": lost},
             info={
                 "n": float(self.n),
                 "lost": float(lost.double().mean()),
                 "kl_upper_bound": selected.kl_upper_bound(self.n),
             },
             sampler="ExpBestOfN",
-            program=self.program,
-            args=run.args,
-            kwargs=run.kwargs,
         )
 
     def _warn(self, result: WeightedSamples) -> None:

@@ -19,12 +19,20 @@ from torch import Tensor
 
 from pyro_tilt.infer.certificate import Certificate
 from pyro_tilt.infer.errors import AcceptanceTooLow, SamplingError, ZeroWeights
-from pyro_tilt.infer.proposal import Draws
+from pyro_tilt.infer.proposal import Draws, ProgramProposal
 from pyro_tilt.infer.sampler import Run, Sampler
 from pyro_tilt.infer.weighted_samples import BaseDraws, WeightedSamples
 from pyro_tilt.ops.pool import PoolResult
 
-__all__ = ["StreamMoments", "check_bound", "gave_up", "iid_result", "refuse_shared_minibatches"]
+__all__ = [
+    "StreamMoments",
+    "bound_of",
+    "check_bound",
+    "finite_bound",
+    "gave_up",
+    "iid_result",
+    "refuse_shared_minibatches",
+]
 
 BASE_DRAWS_KEPT = 10_000
 # Rounding in the log weight of a draw that attains the bound; anything larger is a wrong bound.
@@ -194,6 +202,32 @@ def _certificate_of_a_run_given_up(made: Certificate) -> Certificate:
         excludes="; ".join(
             filter(None, [made.excludes, "that the run was given up for the weights it had drawn"])
         ),
+    )
+
+
+def bound_of(proposal: ProgramProposal, log_bound: float | None) -> float:
+    """The bound on log weights: the caller's, or the one the program knows, ``inf`` if none."""
+    if log_bound is None:
+        return proposal.log_bound
+    if not math.isfinite(log_bound):
+        raise ValueError(f"log_bound must be finite, got {log_bound}")
+    return float(log_bound)
+
+
+def finite_bound(proposal: ProgramProposal, log_bound: float | None, *, instead: str) -> float:
+    """
+    The bound that rejection needs; ``ValueError`` where there is none.
+
+    :param instead: samplers that need none, for the error.
+    """
+    bound = bound_of(proposal, log_bound)
+    if math.isfinite(bound):
+        return bound
+    culprits = ", ".join(repr(name) for name in proposal.unbounded) or "the reward"
+    raise ValueError(
+        f"rejection needs a bound on the weight, and none is known for {culprits}. Wrap the "
+        "reward as rewards.Bounded(fn, low, high), pass log_bound=, or use "
+        f"{instead}, which need none"
     )
 
 

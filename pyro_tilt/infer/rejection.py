@@ -14,11 +14,12 @@ from pyro_tilt.infer.certificate import Certificate
 from pyro_tilt.infer.pooled import (
     StreamMoments,
     check_bound,
+    finite_bound,
     gave_up,
     iid_result,
     refuse_shared_minibatches,
 )
-from pyro_tilt.infer.proposal import Draws, ProgramProposal
+from pyro_tilt.infer.proposal import Draws
 from pyro_tilt.infer.sampler import Run, Sampler, check_count
 from pyro_tilt.infer.weighted_samples import WeightedSamples
 from pyro_tilt.ops.pool import PoolExhausted, PoolResult, pooled_rejection
@@ -83,7 +84,8 @@ class Rejection(Sampler):
 
     def _sample(self, run: Run) -> WeightedSamples:
         refuse_shared_minibatches(run)
-        bound = self._bound(run.proposal)
+        instead = "LCB or ImportanceSampler"
+        bound = finite_bound(run.proposal, self.log_bound, instead=instead)
         moments = StreamMoments(bound, min_acceptance=self.min_acceptance)
 
         def log_accept(batch: Draws) -> Tensor:
@@ -117,15 +119,4 @@ class Rejection(Sampler):
         )
         return iid_result(
             self, run, pool, moments, certificate=certificate, info={"log_bound": bound}
-        )
-
-    def _bound(self, proposal: ProgramProposal) -> float:
-        bound = proposal.log_bound if self.log_bound is None else self.log_bound
-        if math.isfinite(bound):
-            return bound
-        culprits = ", ".join(repr(name) for name in proposal.unbounded) or "the reward"
-        raise ValueError(
-            f"exact rejection needs a bound on the weight, and none is known for {culprits}. "
-            "Wrap the reward as rewards.Bounded(fn, low, high), pass log_bound=, or use LCB or "
-            "ImportanceSampler, which need none"
         )

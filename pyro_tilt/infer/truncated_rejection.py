@@ -18,22 +18,23 @@ from pyro_tilt.infer.early_exit import (
     Attempts,
     EarlyExit,
     attempt,
-    bound_of,
     check_confidence,
     exponential_noise,
     miss_upper,
 )
 from pyro_tilt.infer.exp_best_of_n import attempts_result, hit_certificate
-from pyro_tilt.infer.pooled import check_bound, refuse_shared_minibatches
-from pyro_tilt.infer.proposal import Draws, ProgramProposal
+from pyro_tilt.infer.pooled import check_bound, finite_bound, refuse_shared_minibatches
+from pyro_tilt.infer.proposal import Draws
 from pyro_tilt.infer.sampler import Run, check_count
-from pyro_tilt.infer.selection.engine import StepSelector
+from pyro_tilt.infer.selection.engine import EXACT_STATED, VALUES_BIASED, StepSelector
 from pyro_tilt.infer.selection.groups import Choose, Selected
 from pyro_tilt.infer.selection.messenger import Value
 from pyro_tilt.infer.soft_best_of_n import warn_of_lost
 from pyro_tilt.infer.weighted_samples import WeightedSamples
 
 __all__ = ["TruncatedRejection"]
+
+INSTEAD = "ExpBestOfN or SoftBestOfN"
 
 
 class TruncatedRejection(EarlyExit):
@@ -91,7 +92,7 @@ class TruncatedRejection(EarlyExit):
 
     def _sample(self, run: Run) -> WeightedSamples:
         refuse_shared_minibatches(run)
-        bound = _finite_bound(run.proposal, self.log_bound)
+        bound = finite_bound(run.proposal, self.log_bound, instead=INSTEAD)
         found = self._with_fresh(run, attempt(run, self.num_samples, self.n, self.block, bound))
         covers = f"independent draws; after {self.n} rejections a fresh draw of the program"
         certificate = hit_certificate(found, bound, self.confidence, covers)
@@ -163,7 +164,7 @@ class TruncatedBlockRejection(StepSelector):
         super().__init__(program, width=self.n + 1, steps=steps, value=value, **options)
 
     def _choose(self, run: Run) -> Choose:
-        bound = _finite_bound(run.proposal, self.log_bound)
+        bound = finite_bound(run.proposal, self.log_bound, instead=INSTEAD)
         generator = torch.Generator().manual_seed(run.accept_seed)
 
         def choose(log_weights: Tensor) -> Tensor:
@@ -180,32 +181,21 @@ class TruncatedBlockRejection(StepSelector):
         return "joint tilt"
 
     def _result(self, run: Run, selected: Selected, cost: Cost, target: str) -> WeightedSamples:
-        zeros = torch.zeros_like(selected.log_evidence)
         fallbacks = (selected.columns == self.n).sum(-1)
-        stats = {"hit": fallbacks == 0, "fallbacks": fallbacks, "lost": selected.lost}
-        if selected.reward is not None:
-            stats["reward"] = selected.reward
-        return WeightedSamples(
-            kind="iid",
-            samples=selected.values,
-            log_weights=zeros,
-            log_normalizer=zeros.new_tensor(math.nan),
-            log_normalizer_error=zeros.new_tensor(math.nan),
+        return self._draws(
+            run,
+            selected,
+            cost,
             certificate=self._certificate(fallbacks > 0, target),
-            cost=cost,
-            stats=stats,
-            beta=run.proposal.beta if selected.reward is not None else None,
+            stats={"hit": fallbacks == 0, "fallbacks": fallbacks, "lost": selected.lost},
             info={
                 "n": float(self.n),
                 "hit_rate": float((fallbacks == 0).double().mean()),
                 # No outcome of a block is more than n + 1 times as likely as before.
                 "kl_upper_bound": selected.columns.shape[-1] * math.log(self.n + 1),
-                "log_bound": _finite_bound(run.proposal, self.log_bound),
+                "log_bound": finite_bound(run.proposal, self.log_bound, instead=INSTEAD),
             },
             sampler="TruncatedRejection",
-            program=self.program,
-            args=run.args,
-            kwargs=run.kwargs,
         )
 
     def _certificate(self, missed: Tensor, target: str) -> Certificate:
@@ -214,9 +204,8 @@ class TruncatedBlockRejection(StepSelector):
             "(stats['fallbacks'])"
         )
         if not self.exact_values:
-            excludes = "the error of the values, whose bias stays however large n is"
-            return Certificate(target=target, law="search", covers=covers, excludes=excludes)
-        excludes = "whether the values are exact, which the user states"
+            return Certificate(target=target, law="search", covers=covers, excludes=VALUES_BIASED)
+        excludes = EXACT_STATED
         upper = miss_upper(int(missed.sum()), len(missed), self.confidence)
         if upper >= 1.0:
             return Certificate(
@@ -233,15 +222,3 @@ class TruncatedBlockRejection(StepSelector):
 
     def _warn(self, result: WeightedSamples) -> None:
         warn_of_lost(result, f"fallbacks after {self.n} rejections")
-
-
-def _finite_bound(proposal: ProgramProposal, log_bound: float | None) -> float:
-    bound = bound_of(proposal, log_bound)
-    if math.isfinite(bound):
-        return bound
-    culprits = ", ".join(repr(name) for name in proposal.unbounded) or "the reward"
-    raise ValueError(
-        f"rejection needs a bound on the weight, and none is known for {culprits}. Wrap "
-        "the reward as rewards.Bounded(fn, low, high), pass log_bound=, or use ExpBestOfN "
-        "or SoftBestOfN, which need none"
-    )

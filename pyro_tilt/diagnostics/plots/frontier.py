@@ -92,12 +92,7 @@ def _curve(ax: Axes, curve: list[FrontierPoint], color: str, marker: str) -> Non
             reward[at, 0],
             xerr=errors[0][at] if kind == "estimate" else None,
             yerr=errors[1][at],
-            linestyle="none",
-            marker=marker,
-            markersize=6,
-            color=color,
-            fillstyle=fill,
-            markerfacecoloralt="white",
+            **_marker(marker, color, fill),
             capsize=2,
             elinewidth=1.0,
         )
@@ -120,14 +115,15 @@ def _kinds(ax: Axes, kinds: set[Kind | None]) -> None:
 
 
 def _key(ax: Axes, text: str, marker: str, color: str, fill: FillStyleType) -> None:
-    ax.plot(
-        [],
-        [],
-        linestyle="none",
-        marker=marker,
-        markersize=6,
-        color=color,
-        fillstyle=fill,
-        markerfacecoloralt="white",
-        label=text,
-    )
+    ax.plot([], [], label=text, **_marker(marker, color, fill))
+
+
+def _marker(marker: str, color: str, fill: FillStyleType) -> dict[str, Any]:
+    return {
+        "linestyle": "none",
+        "marker": marker,
+        "markersize": 6,
+        "color": color,
+        "fillstyle": fill,
+        "markerfacecoloralt": "white",
+    }

@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pyro_tilt.infer.best_of_n import align_for_choice, refuse_factors, warn_of_excluded
@@ -96,25 +94,17 @@ class BlockBestOfN(StepSelector):
         return super()._sample(run)
 
     def _result(self, run: Run, selected: Selected, cost: Cost, target: str) -> WeightedSamples:
-        zeros = torch.zeros_like(selected.log_evidence)
-        return WeightedSamples(
-            kind="iid",
-            samples=selected.values,
-            log_weights=zeros,
-            log_normalizer=zeros.new_tensor(math.nan),
-            log_normalizer_error=zeros.new_tensor(math.nan),
+        return self._draws(
+            run,
+            selected,
+            cost,
             certificate=Certificate(
                 target=target,
                 law="search",
                 covers="independent draws; of equal values the first drawn",
             ),
-            cost=cost,
-            stats={} if selected.reward is None else {"reward": selected.reward},
+            beta=None,
             info={"n": float(self.n), "kl_upper_bound": selected.kl_upper_bound(self.n)},
-            sampler=type(self).__name__,
-            program=self.program,
-            args=run.args,
-            kwargs=run.kwargs,
         )
 
     def _warn(self, result: WeightedSamples) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
+from torch import Tensor
 
 from pyro_tilt.infer.cost import Cost
 from pyro_tilt.infer.errors import SamplingError
@@ -23,6 +25,10 @@ from pyro_tilt.infer.selection.groups import Choose, Selected
 from pyro_tilt.infer.selection.messenger import SelectionMessenger, Value
 from pyro_tilt.infer.smc.lineage import check_lineage as preflight
 from pyro_tilt.infer.weighted_samples import WeightedSamples
+
+# What certificates of choices by values leave out.
+EXACT_STATED = "whether the values are exact, which the user states"
+VALUES_BIASED = "the error of the values, whose bias stays however large n is"
 
 
 class StepSelector(Sampler):
@@ -78,6 +84,36 @@ class StepSelector(Sampler):
     @abstractmethod
     def _result(self, run: Run, selected: Selected, cost: Cost, target: str) -> WeightedSamples:
         """The result of what was kept, unchecked; of an unfinished run as well."""
+
+    def _draws(
+        self,
+        run: Run,
+        selected: Selected,
+        cost: Cost,
+        *,
+        stats: Mapping[str, Tensor] | None = None,
+        **given: Any,
+    ) -> WeightedSamples:
+        """Independent draws of a tilt, without evidence unless it is among what is given."""
+        zeros = torch.zeros_like(selected.log_evidence)
+        reward = {} if selected.reward is None else {"reward": selected.reward}
+        options: dict[str, Any] = {
+            "log_weights": zeros,
+            "log_normalizer": zeros.new_tensor(math.nan),
+            "log_normalizer_error": zeros.new_tensor(math.nan),
+            "beta": run.proposal.beta if reward else None,
+            "sampler": type(self).__name__,
+        }
+        return WeightedSamples(
+            kind="iid",
+            samples=selected.values,
+            cost=cost,
+            stats={**(stats or {}), **reward},
+            program=self.program,
+            args=run.args,
+            kwargs=run.kwargs,
+            **{**options, **given},
+        )
 
     @abstractmethod
     def _warn(self, result: WeightedSamples) -> None:

@@ -105,29 +105,21 @@ class SoftBestOfM(StepSelector):
     def _result(self, run: Run, selected: Selected, cost: Cost, target: str) -> WeightedSamples:
         log_z, error = log_evidence(selected.log_evidence)
         lost = selected.log_evidence == -math.inf
-        stats = {"lost": lost}
-        if selected.reward is not None:
-            stats["reward"] = selected.reward
-        return WeightedSamples(
-            kind="iid",
-            samples=selected.values,
+        return self._draws(
+            run,
+            selected,
+            cost,
             log_weights=log_z.expand(len(lost)).clone(),
             log_normalizer=log_z,
             log_normalizer_error=error,
             residual_log_weights=selected.log_evidence,
             certificate=self._certificate(selected, target),
-            cost=cost,
-            stats=stats,
-            beta=run.proposal.beta if selected.reward is not None else None,
+            stats={"lost": lost},
             info={
                 "m": float(self.m),
                 "lost": float(lost.double().mean()),
                 "kl_upper_bound": selected.kl_upper_bound(self.m),
             },
-            sampler=type(self).__name__,
-            program=self.program,
-            args=run.args,
-            kwargs=run.kwargs,
         )
 
     def _warn(self, result: WeightedSamples) -> None:

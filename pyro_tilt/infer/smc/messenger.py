@@ -257,13 +257,6 @@ class StepMessenger(WeightMessenger):
                     return
         super()._pyro_sample(msg)
 
-    def _process_message(self, msg: Any) -> None:
-        # The hot path, without the look-up by name.
-        if msg["type"] == "sample":
-            self._pyro_sample(msg)
-        else:
-            super()._process_message(msg)
-
     def _postprocess_message(self, msg: Any) -> None:
         if msg["type"] == "sample":
             try:
