@@ -73,13 +73,15 @@ class ImportanceSampler(Sampler):
     def _sample(self, run: Run) -> WeightedSamples:
         draws = self._draw(run)
         log_weights = draws.log_weights
-        log_z, log_z_error, ess = summarize(log_weights)
+        # What long tensors cost is first of all the memory they are given.
+        work = torch.empty_like(log_weights)
+        log_z, log_z_error, ess = summarize(log_weights, work=work)
         if run.proposal.subsampled:
             # The weights of a block share their minibatch, so that their spread tells no error.
             log_z_error = torch.full_like(log_z, math.nan)
         smoothed, pareto_k = None, None
         if self.pareto_smoothing:
-            smoothed, shape = pareto_smooth(log_weights)
+            smoothed, shape = pareto_smooth(log_weights, out=work)
             pareto_k = float(shape)
         result = WeightedSamples(
             kind="weighted",

@@ -12,6 +12,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_tilt.poutine import fast_normal
 from pyro_tilt.poutine.tilt_factor import TiltTerm, conform
 from pyro_tilt.poutine.tilted_site import find_tilted
 from pyro_tilt.poutine.weight_messenger import is_deterministic
@@ -24,12 +25,14 @@ class Site:
 
     :ivar shape: shape of its value in a plain run.
     :ivar batch_rank: number of batch dims in it; None for a deterministic site.
+    :ivar in_place: whether it is drawn into memory at hand.
     """
 
     shape: torch.Size
     batch_rank: int | None
     dtype: torch.dtype
     device: torch.device
+    in_place: bool = False
 
 
 @dataclass
@@ -123,7 +126,8 @@ def _record(name: str, site: dict[str, Any], deterministic: bool) -> Site:
     if not isinstance(value, Tensor):
         raise TypeError(f"site '{name}': expected a tensor, got {type(value).__name__}")
     rank = None if deterministic else len(getattr(site["fn"], "batch_shape", ()))
-    return Site(value.shape, rank, value.dtype, value.device)
+    in_place = fast_normal.draws_plainly(site["fn"])
+    return Site(value.shape, rank, value.dtype, value.device, in_place)
 
 
 def _observed_bound(site: dict[str, Any], term: TiltTerm | None) -> float:

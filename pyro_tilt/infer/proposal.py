@@ -186,11 +186,30 @@ class ProgramProposal:
             self._run(self.guide, proposed, n, dim)
             replay = {**proposed.values, **proposed.subsamples}
             log_guide = proposed.log_factors
-        messenger = WeightMessenger(n, dim, replay=replay)
+        messenger = WeightMessenger(n, dim, replay=replay, room=self._room(n, dim, replay))
         self._run(self.program, messenger, n, dim)
         self._check_names(messenger)
         samples = self.place(messenger.values, n, vectorized=dim is not None)
         return self._weigh(samples, messenger, log_guide, n)
+
+    def _room(self, n: int, dim: int | None, replay: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """
+        Memory for the sites that are drawn in place, taken before the program runs.
+
+        Taken one by one it would lie between the tensors of a moment that programs compute for
+        the next site, and the holes that these leave are too small to be filled.
+        """
+        if dim is None:
+            return {}
+        return {
+            name: torch.empty(
+                (n, *(1,) * (-1 - dim - site.batch_rank), *site.shape),
+                dtype=site.dtype,
+                device=site.device,
+            )
+            for name, site in self._sites.recorded.items()
+            if site.in_place and site.batch_rank is not None and name not in replay
+        }
 
     def _run(self, fn: Callable, messenger: WeightMessenger, n: int, dim: int | None) -> None:
         if dim is None:

@@ -33,7 +33,7 @@ def _rescaled(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     return top.squeeze(-1), (log_weights - top).exp_()
 
 
-def summarize(log_weights: Tensor) -> WeightSummary:
+def summarize(log_weights: Tensor, *, work: Tensor | None = None) -> WeightSummary:
     r"""
     Evidence, its error and the effective sample size, from a single pass.
 
@@ -42,6 +42,7 @@ def summarize(log_weights: Tensor) -> WeightSummary:
     :math:`s/(\bar w\sqrt{N-1})` and :math:`N/(1+s^2/\bar w^2)`.
 
     :param Tensor log_weights: log weights, shape ``(..., N)``; ``-inf`` is a weight of zero.
+    :param Tensor work: a float64 tensor of that shape, whose content is lost, to work in.
     :return: a :class:`WeightSummary` of three tensors of shape ``(...)``.
 
     >>> ess = summarize(torch.tensor([0.0, 0.0, -torch.inf, -torch.inf])).effective_sample_size
@@ -56,7 +57,7 @@ def summarize(log_weights: Tensor) -> WeightSummary:
     top = log_weights.amax(-1)
     zero = top == -math.inf
     # The largest probability is the largest weight over the sum of all.
-    probs = torch.softmax(log_weights, -1)
+    probs = torch.softmax(log_weights, -1, out=work)
     value = top - (probs.amax(-1) * num).log()
     centred = probs.sub_(1.0 / num)
     relative = torch.linalg.vecdot(centred, centred) * num

@@ -18,6 +18,8 @@ __all__ = ["khat_threshold", "pareto_smooth"]
 MIN_TAIL = 5
 # Most float64 numbers held at once by the fit.
 FIT_ENTRIES = 4_000_000
+# From this length on a row is sifted by a cutoff before its largest entries are sorted out.
+SIFT_LENGTH, SIFT_PROBE = 20_000, 2048
 
 
 def khat_threshold(num: int) -> float:
@@ -37,7 +39,7 @@ def tail_length(num: int) -> int:
     return math.ceil(min(num / 5.0, 3.0 * math.sqrt(num)))
 
 
-def pareto_smooth(log_weights: Tensor) -> tuple[Tensor, Tensor]:
+def pareto_smooth(log_weights: Tensor, *, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
     r"""
     Replaces the largest weights by the quantiles of a generalised Pareto law fitted to them.
 
@@ -46,6 +48,7 @@ def pareto_smooth(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     compare it with :func:`khat_threshold`.
 
     :param Tensor log_weights: log weights, shape ``(..., N)``; ``-inf`` is a weight of zero.
+    :param Tensor out: a contiguous float64 tensor of that shape to write the smoothed ones to.
     :return: smoothed log weights in float64, same shape and scale (not normalised), and k of
         shape ``(...)``. Where the tail holds fewer than 5 weights (small N, few positive
         weights) nothing is smoothed and k = inf; where the tail is flat (its weights are
@@ -56,16 +59,35 @@ def pareto_smooth(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     >>> smoothed.shape, bool(k < khat_threshold(1000))
     (torch.Size([1000]), True)
     """
-    smoothed = as_double(log_weights).clone()
+    values = as_double(log_weights)
+    smoothed = values.clone() if out is None else out.copy_(values)
     num = smoothed.shape[-1]
     flat = smoothed.reshape(log_weights.shape[:-1].numel(), num)
     shape = flat.new_full((len(flat),), math.inf)
     if num > 1 and len(flat):
-        top, index = flat.topk(min(tail_length(num) + 1, num))
-        if bool((top[:, 0].isnan() | (top[:, 0] == math.inf)).any()):
+        top, index = _largest(flat, min(tail_length(num) + 1, num))
+        # The maximum of a nan is nan.
+        if not float(top[:, 0].amax()) < math.inf:
             raise ValueError("log_weights hold a nan or +inf")
         _smooth_rows(flat, shape, top, index)
     return flat.reshape(log_weights.shape), shape.reshape(log_weights.shape[:-1])
+
+
+def _largest(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """What ``rows.topk(count)`` returns; a long row is sifted by a quantile of a part of it."""
+    num = rows.shape[-1]
+    if len(rows) > 1 or num < SIFT_LENGTH:
+        return rows.topk(count)
+    row = rows[0]
+    probe = row[:: num // SIFT_PROBE]
+    # At twice the share that is wanted a few probes in a thousand let too few entries through.
+    cutoff = probe.topk(math.ceil(2 * count * len(probe) / num)).values[-1]
+    # A nan is not below the cutoff and so among the kept.
+    kept = (row <= cutoff).logical_not_().nonzero().squeeze(-1)
+    if len(kept) < count:
+        return rows.topk(count)
+    top, place = row[kept].topk(count)
+    return top.unsqueeze(0), kept[place].unsqueeze(0)
 
 
 def _smooth_rows(rows: Tensor, shape: Tensor, top: Tensor, index: Tensor) -> None:
@@ -76,20 +98,30 @@ def _smooth_rows(rows: Tensor, shape: Tensor, top: Tensor, index: Tensor) -> Non
     cutoff = relative[:, -1:].clamp(min=tiny)
     lengths = (relative[:, :-1] > cutoff).sum(-1)
     shape.masked_fill_(relative[:, -1] == 0.0, math.nan)
-    for length in lengths.unique().tolist():
+    counts = lengths.tolist()
+    for length in sorted(set(counts)):
         if length < MIN_TAIL:
             continue
-        group = (lengths == length).nonzero().squeeze(-1)
         grid = 30 + math.isqrt(length)
-        for chosen in group.split(max(1, FIT_ENTRIES // (grid * length))):
-            tail = relative[chosen, :length].flip(-1)
-            floor = cutoff[chosen].exp()
-            k, sigma = _fit_pareto(tail.exp() - floor, grid)
-            quantiles = _pareto_quantiles(length, k, sigma).add_(floor).log_().clamp_(max=0.0)
-            fitted = (k.isfinite() & (sigma > 0)).unsqueeze(-1)
-            shape[chosen] = k.nan_to_num(nan=math.inf)
-            tail = torch.where(fitted, quantiles, tail) + peak[chosen]
-            rows[chosen.unsqueeze(-1), index[chosen, :length]] = tail.flip(-1)
+        group = torch.tensor([row for row, count in enumerate(counts) if count == length])
+        for chosen in group.to(rows.device).split(max(1, FIT_ENTRIES // (grid * length))):
+            whole = len(chosen) == len(rows)
+            part = slice(None) if whole else chosen
+            tail = _smooth_tail(relative[part, :length].flip(-1), cutoff[part].exp(), grid)
+            shape[part] = tail[1].nan_to_num_(nan=math.inf)
+            values, places = tail[0].add_(peak[part]).flip(-1), index[part, :length]
+            if whole:
+                rows.scatter_(-1, places, values)
+            else:
+                rows[chosen.unsqueeze(-1), places] = values
+
+
+def _smooth_tail(tail: Tensor, floor: Tensor, grid: int) -> tuple[Tensor, Tensor]:
+    """Quantiles in place of rows of increasing log weights above a cutoff, and their shapes."""
+    k, sigma = _fit_pareto(tail.exp().sub_(floor), grid)
+    quantiles = _pareto_quantiles(tail.shape[-1], k, sigma).add_(floor).log_().clamp_(max=0.0)
+    fitted = (k.isfinite() & (sigma > 0)).unsqueeze(-1)
+    return torch.where(fitted, quantiles, tail), k
 
 
 def _fit_pareto(excess: Tensor, grid: int) -> tuple[Tensor, Tensor]:

@@ -15,16 +15,22 @@ from torch import Tensor
 INVERSE_ROOT = 1.0 / math.sqrt(2.0 * math.pi)
 
 
+def draws_plainly(fn: object) -> bool:
+    """Whether ``fn`` is a Normal that nobody differentiates through."""
+    return type(fn) is Normal and not torch.is_grad_enabled()
+
+
 def is_plain_normal(fn: object) -> bool:
-    """Whether ``fn`` is a Normal that nobody differentiates through or validates."""
+    """Whether ``fn`` is a Normal that nobody differentiates through or validates values of."""
     return type(fn) is Normal and not fn._validate_args and not torch.is_grad_enabled()
 
 
-def draw(fn: Normal) -> Tensor:
+def draw(fn: Normal, room: Tensor | None = None) -> Tensor:
     """
     What ``fn.rsample()`` draws, bit for bit, in the memory of the noise alone.
 
     :param fn: any Normal.
+    :param room: a contiguous tensor to draw into, passed over where shape or dtype do not fit.
 
     >>> fn = Normal(torch.arange(3.0), torch.tensor(2.0))
     >>> state = torch.get_rng_state()
@@ -34,8 +40,9 @@ def draw(fn: Normal) -> Tensor:
     True
     """
     loc = fn.loc
-    noise = torch.empty_like(loc, memory_format=torch.contiguous_format).normal_()
-    return noise.mul_(fn.scale).add_(loc)
+    if room is None or room.shape != loc.shape or room.dtype != loc.dtype:
+        room = torch.empty_like(loc, memory_format=torch.contiguous_format)
+    return room.normal_().mul_(fn.scale).add_(loc)
 
 
 def log_prob(fn: Normal, value: Tensor) -> Tensor:

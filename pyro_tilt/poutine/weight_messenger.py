@@ -32,6 +32,7 @@ class WeightMessenger(Messenger):
     :param replay: values for latent sites, whose log density then enters the weight.
     :param score_latents: whether the log density of sampled sites enters too (for guides).
     :param record: whether to keep the message of every site, as a trace does, in ``nodes``.
+    :param room: memory for the values of sites that are drawn in place, by name.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class WeightMessenger(Messenger):
         replay: Mapping[str, Tensor] | None = None,
         score_latents: bool = False,
         record: bool = False,
+        room: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.size = size
@@ -49,6 +51,7 @@ class WeightMessenger(Messenger):
         self.replay = {} if replay is None else replay
         self.score_latents = score_latents
         self.nodes: dict[str, Any] | None = {} if record else None
+        self.room = {} if room is None else room
         self.values: dict[str, Tensor] = {}
         self.subsamples: dict[str, Tensor] = {}
         self.factors: dict[str, None] = {}
@@ -84,8 +87,8 @@ class WeightMessenger(Messenger):
             msg["value"], msg["done"] = self.replay[name], True
             return
         fn = msg["fn"]
-        if fast_normal.is_plain_normal(fn):
-            msg["value"], msg["done"] = fast_normal.draw(fn), True
+        if fast_normal.draws_plainly(fn):
+            msg["value"], msg["done"] = fast_normal.draw(fn, self.room.get(name)), True
             return
         tilted = find_tilted(fn)
         if tilted is not None and not samples_exactly(tilted):

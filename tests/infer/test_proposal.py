@@ -81,6 +81,46 @@ def test_one_particle_draws_what_a_plain_run_draws_bit_for_bit():
             assert torch.equal(draws.samples[name][0], trace.nodes[name]["value"]), name
 
 
+def test_sites_drawn_in_place_are_those_drawn_anywhere(monkeypatch):
+    """Normal sites use the memory taken for them; the rest, and replayed ones, are not touched."""
+
+    def program():
+        z = pyro.sample("z", dist.Normal(0.5, 2.0))
+        with pyro.plate("data", 3):
+            x = pyro.sample("x", dist.Normal(z, 0.5))
+            pyro.sample("wide", dist.Normal(torch.zeros(2), torch.ones(2)).to_event(1))
+            pyro.sample("y", dist.Normal(torch.zeros(3).double(), 1.0))
+            pyro.sample("g", dist.Gamma(2.0, 1.0))
+        return x.sum(-1)
+
+    proposal = ProgramProposal(align(program, lambda x: x, beta=0.5))
+    taken, take = {}, ProgramProposal._room
+
+    def noted(self, *args):
+        taken.update(take(self, *args))
+        return taken
+
+    monkeypatch.setattr(ProgramProposal, "_room", noted)
+    pyro.set_rng_seed(3)
+    ours = proposal.draw(50)
+    assert {name: tuple(room.shape) for name, room in taken.items()} == {
+        "z": (50, 1),
+        "x": (50, 3),
+        "y": (50, 3),
+    }
+    for name, room in taken.items():
+        assert ours.samples[name].data_ptr() == room.data_ptr()
+    monkeypatch.setattr(ProgramProposal, "_room", lambda *args: {})
+    pyro.set_rng_seed(3)
+    plain = proposal.draw(50)
+    for name, value in plain.samples.items():
+        assert torch.equal(ours.samples[name], value) and value.dtype == ours.samples[name].dtype
+    assert torch.equal(ours.log_weights, plain.log_weights)
+    monkeypatch.undo()
+    assert proposal._room(5, None, {}) == {}
+    assert set(proposal._room(5, -2, {"z": torch.zeros(5)})) == {"x", "y"}
+
+
 def test_construction_leaves_every_random_state_as_it_was():
     def program():
         random.random()

@@ -64,6 +64,36 @@ def test_batching_scale_and_order_do_not_matter():
     torch.testing.assert_close(k_permuted, k, rtol=0, atol=1e-9)
 
 
+LONG = {
+    "shuffled": lambda x: x,
+    "sorted": lambda x: x.sort().values,
+    # A probe that takes every so-manieth entry sees the largest of these, or none of them.
+    "large ones in step": lambda x: x + 50.0 * (torch.arange(len(x)) % (len(x) // 2048) == 0),
+    "large ones out of step": lambda x: x + 9.0 * (torch.arange(len(x)) % 997 == 1),
+    "mostly zero weights": lambda x: x.masked_fill(torch.arange(len(x)) % 50 > 0, -inf),
+    "few levels": lambda x: x.round(),
+    "a constraint": lambda x: torch.zeros_like(x).masked_fill(x > 0.0, -inf),
+}
+
+
+@pytest.mark.parametrize("num", [20_000, 65_537])
+@pytest.mark.parametrize("name", LONG)
+def test_a_long_row_is_sifted_to_the_same_end(name, num):
+    """Rows that come together are not sifted, a row alone is."""
+    row = LONG[name](2 * torch.randn(num, dtype=torch.float64))
+    together, shapes = pareto_smooth(torch.stack([row, row]))
+    alone, shape = pareto_smooth(row)
+    torch.testing.assert_close(shape, shapes[0], rtol=0, atol=1e-12, equal_nan=True)
+    # Tied weights of a tail may swap places.
+    torch.testing.assert_close(alone.sort().values, together[0].sort().values, rtol=0, atol=1e-12)
+    if name != "few levels":
+        torch.testing.assert_close(alone, together[0], rtol=0, atol=1e-12)
+    for bad in (math.nan, inf):
+        row[1] = bad
+        with pytest.raises(ValueError, match="nan or"):
+            pareto_smooth(row)
+
+
 def test_only_the_tail_changes_in_order_and_below_the_cap():
     log_weights = 3 * torch.randn(1000, dtype=torch.float64)
     before = log_weights.clone()
