@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -63,7 +64,8 @@ def by_hand(count: int, smooth: Callable[[Tensor], Tensor]) -> dict[str, Tensor]
 
 
 def smooth_by_arviz(log_weights: Tensor) -> Tensor:
-    smoothed, _ = ARVIZ.psislw(log_weights.numpy())
+    with np.errstate(over="ignore"):
+        smoothed, _ = ARVIZ.psislw(log_weights.numpy())
     return torch.from_numpy(smoothed)
 
 
