@@ -16,13 +16,13 @@ from pyro_tilt.examples.molecules.compare_kl import tilts
 from pyro_tilt.examples.molecules.compare_methods import (
     CompareSettings,
     Method,
-    methods,
     take_yardstick,
     train_value,
 )
 from pyro_tilt.examples.molecules.compare_outcome import Outcome, describe
 from pyro_tilt.examples.molecules.compare_page import page
 from pyro_tilt.examples.molecules.compare_table import markdown
+from pyro_tilt.examples.molecules.compare_ways import methods
 from pyro_tilt.examples.molecules.model import load_molecule_model
 from pyro_tilt.examples.molecules.reward import drug_likeness
 from pyro_tilt.infer import Sampler, SamplerWarning, WeightedSamples, merge
