@@ -44,12 +44,18 @@ class Calibration:
     :ivar loss: LINEX loss after the shift.
     :ivar constant_loss: that of the best constant.
     :ivar effective_share: of the held-out pairs.
+    :ivar constant_share: that under the best constant.
+    :ivar gain: by how much the loss lies below that of the constant.
+    :ivar gain_error: its standard error over the held-out pairs.
     """
 
     shift: float
     loss: float
     constant_loss: float
     effective_share: float
+    constant_share: float
+    gain: float
+    gain_error: float
 
 
 def fit(
@@ -117,12 +123,18 @@ def calibrate_step(twist: LearnedTwist, held_out: Pairs) -> Calibration:
                 "particles, or soften the reward"
             )
         twist.offset[place] += shift
-        loss = float((linex_loss(values + shift, held_out.returns)).mean())
+        losses = linex_loss(values + shift, held_out.returns)
+        constant = log_mean_exp(held_out.returns)
+        gains = linex_loss(constant.expand_as(values), held_out.returns) - losses
+        error = float(gains.std()) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
     return Calibration(
         shift=shift,
-        loss=loss,
-        constant_loss=1.0 + float(log_mean_exp(held_out.returns)),
+        loss=float(losses.mean()),
+        constant_loss=1.0 + float(constant),
         effective_share=float(effective_sample_size(gap)) / len(gap),
+        constant_share=float(effective_sample_size(held_out.returns)) / len(gap),
+        gain=float(gains.mean()),
+        gain_error=error,
     )
 
 

@@ -71,16 +71,30 @@ class Recording:
 
 
 class _Ledger(Population):
-    """A population that keeps its increments and ancestors."""
+    """A population that keeps its increments and ancestors, and may fork once."""
 
-    def __init__(self, size: int, recording: Recording, **options: Any) -> None:
+    def __init__(
+        self, size: int, recording: Recording, *, fork_after: int | None, **options: Any
+    ) -> None:
         super().__init__(size, **options)
         self.recording = recording
+        self.fork_after = fork_after
 
     def advance(self, increment: Tensor | None, twist: Tensor | None, where: str) -> Tensor | None:
         index = super().advance(increment, twist, where)
+        if len(self.recording.ancestors) == self.fork_after:
+            index = self._fork()
         self.recording.increments.append(_filled(increment, self.size))
         self.recording.ancestors.append(index)
+        return index
+
+    def _fork(self) -> Tensor:
+        """Lets the first half of the particles go on twice, in place of the second half."""
+        assert self.log_weights is not None
+        device = self.log_weights.device
+        index = torch.arange(self.size, device=device) % (self.size // 2)
+        self.log_weights = self.log_weights.index_select(0, index)
+        self._move(index)
         return index
 
 
@@ -92,6 +106,7 @@ def record(
     twist: LearnedTwist | None,
     ess_threshold: float,
     seed: int,
+    fork_after: int | None = None,
 ) -> Recording:
     """
     Runs the program's own kernels, resampled by a twist, and keeps what learning needs.
@@ -102,12 +117,15 @@ def record(
     :param twist: resampling goes by it; None for no twist.
     :param ess_threshold: resample below this share of ``size``.
     :param seed: of the resampling.
+    :param fork_after: position of a step after which the first half goes on twice, so that rows i
+        and i + N/2 have one state and two futures; the size is to be even.
     :raises ValueError: if the program has no steps.
     """
     made = Recording()
     ledger = _Ledger(
         size,
         made,
+        fork_after=fork_after,
         threshold=ess_threshold,
         generator=torch.Generator().manual_seed(derive_seed(seed, 1)),
     )
