@@ -65,10 +65,6 @@ class LinearTilt(DiffusionTilt):
     :param ess_threshold: least share of effective draws at a rung of the warm start.
     :param num_samples: draws per chain; see :class:`~pyro_tilt.infer.Sampler` for the other
         options ``num_chains``, ``seed``, ``progress`` and ``max_batch``.
-    A divergence that is negative beyond its error shows that draws and evidence contradict each
-    other, as they may where a network is asked far from what it was trained on; a
-    :class:`~pyro_tilt.infer.SamplerWarning` then names z.
-
     :raises TypeError: for a base that is no diffusion model.
     :raises ValueError: if theta has another shape than the model's states, as when pixels and
         latents are mixed up; for ``form="start"`` with a sampler that it is wrong for.
@@ -80,6 +76,10 @@ class LinearTilt(DiffusionTilt):
     The evidence is exact where the model knows it; otherwise it is estimated along the warm start,
     or by :func:`line_normalizer` where there is none, with an error that leaves out the
     discretisation as the certificate does.
+
+    A divergence that is negative beyond its error shows that draws and evidence contradict each
+    other, as they may where a network is asked far from what it was trained on; a
+    :class:`~pyro_tilt.infer.SamplerWarning` then names z.
 
     Example::
 
