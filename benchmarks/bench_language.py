@@ -3,7 +3,8 @@
 
 Generation runs on the shipped GPT-2 (transformers) with its cache, 64 sequences of 64 tokens at
 a time, without a stop token, so that both sides run the same rows. Several prompts are runs of SMC
-on the shipped networks, made one after another or with their calls joined. The constrained task is
+on the shipped networks, made one after another or with their calls joined; the prompts are of one
+length, or of unequal length and padded. The constrained task is
 text of the same model without one of its characters, whose evidence is known where the forbidden
 character is looked for by enumeration of short sequences.
 """
@@ -11,6 +12,7 @@ character is looked for by enumeration of short sequences.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 
@@ -23,6 +25,7 @@ from pyro_tilt.rewards import Constraint
 TITLE = "Language models: tokens per second, and constrained writing"
 BATCH, TOKENS, ROUNDS = 64, 64, 7
 FIRST, EACH = "CNOcSFBn", (4, 32)
+UNEQUAL = ["C", "CC(=O)N", "CCO", "c1ccccc1", "N", "OCC", "CN", "O=C(O)c1c"]
 SHORT, PARTICLES, SEEDS = 3, 200, 20
 FORBIDDEN = "C"
 
@@ -41,7 +44,10 @@ def language_model(net: torch.nn.Module, max_tokens: int) -> NeuralLM:
 
 def run() -> list[Row]:
     net = network()
-    rows = [several(name, load_network(name), each) for name in ("gpt2", "gru") for each in EACH]
+    rows = [
+        several(name, load_network(name), each, FIRST) for name in ("gpt2", "gru") for each in EACH
+    ]
+    rows += [several("gpt2", load_network("gpt2"), each, UNEQUAL) for each in EACH]
     return [*speed(net), *rows, *constrained(net)]
 
 
@@ -75,16 +81,17 @@ def speed(net: torch.nn.Module) -> list[Row]:
     return rows
 
 
-def several(name: str, net: torch.nn.Module, each: int) -> Row:
+def several(name: str, net: torch.nn.Module, each: int, texts: Sequence[str]) -> Row:
     """
     SMC after several prompts with joined calls, by CPU time of one run after another.
 
     On one core a call of 32 rows leaves little to gain by joining it to others.
     """
-    lm = language_model(net, TOKENS)
+    # The longest prompt and what is written after it fill the context.
+    lm = language_model(net, TOKENS + 1 - max(map(len, texts)))
     calls: list[int] = []
     net.register_forward_hook(lambda module, args, output: calls.append(1))
-    prompts = [VOCABULARY.encode([letter])[0, :1].tolist() for letter in FIRST]
+    prompts = [VOCABULARY.encode([text])[0, : len(text)].tolist() for text in texts]
 
     def reward(y: torch.Tensor) -> torch.Tensor:
         return (y == prompts[0][0]).double().mean(-1)
@@ -100,6 +107,8 @@ def several(name: str, net: torch.nn.Module, each: int) -> Row:
     def alone() -> list[WeightedSamples]:
         return [sampler.run() for sampler in samplers()]
 
+    # The first time, one padded call of either kind is compared with a single one.
+    together()
     counts = []
     results = []
     for way in (together, alone):
@@ -116,8 +125,9 @@ def several(name: str, net: torch.nn.Module, each: int) -> Row:
         f"{counts[0]} calls of the network against {counts[1]}, tokens "
         f"{'the same' if same else 'NOT the same'}"
     )
+    lengths = "" if len(set(map(len, texts))) == 1 else ", unequal lengths"
     return Row(
-        f"run_each, {len(prompts)} prompts of {each} particles, {name}",
+        f"run_each, {len(prompts)} prompts of {each} particles{lengths}, {name}",
         measured,
         f"one call for {len(prompts)}, the same tokens",
         same and counts[0] * len(prompts) <= counts[1],

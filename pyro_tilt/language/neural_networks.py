@@ -14,6 +14,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from pyro_tilt.language.neural_padding import PaddedReads, takes_padding
+from pyro_tilt.ops.ragged import Ragged
+
 __all__ = ["CausalNetwork", "Network", "RecurrentModel", "RecurrentNetwork", "as_network"]
 
 
@@ -39,11 +42,14 @@ class Network(Protocol):
     :ivar model: the module.
     :ivar context: the most tokens that it reads; None for any number.
     :ivar key: networks of one key give the same tokens and state the same results.
+    :ivar ragged: joins calls of :meth:`read` whose sequences differ in length; None where no call
+        can be told the length of each.
     """
 
     model: Any
     context: int | None
     key: tuple[Any, ...]
+    ragged: Ragged | None
 
     def score(self, tokens: Tensor) -> Tensor:
         """Logits after every token, ``(batch, t)`` to ``(batch, t, V)``."""
@@ -71,6 +77,7 @@ class RecurrentNetwork:
     """
 
     context: int | None = None
+    ragged: Ragged | None = None
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -118,6 +125,9 @@ class CausalNetwork:
             self._empty = caches.DynamicCache(config=model.config)
         self.use_cache = use_cache and self._keeps_keys_and_values()
         self.key: tuple[Any, ...] = (type(self), model, self.use_cache)
+        self.ragged: Ragged | None = None
+        if self.use_cache and takes_padding(model):
+            self.ragged = PaddedReads(self, windows=self._windows())
 
     def score(self, tokens: Tensor) -> Tensor:
         mask = self._mask(tokens, 0)
@@ -131,10 +141,29 @@ class CausalNetwork:
             # The old keys of a layer can then be freed as soon as it has its new ones.
             state.clear()
         mask = self._mask(tokens, cache.get_seq_length())
-        found = self.model(
-            input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True
-        )
-        return found.logits[:, -1], self._state(getattr(found, "past_key_values", None))
+        logits, state = self._call(tokens, cache, attention_mask=mask)
+        return logits[:, -1], state
+
+    def read_padded(
+        self, tokens: Tensor, state: Any, mask: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Any]:
+        """
+        Reads rows of unequal length that have been padded to one.
+
+        :param tokens: that the state has not read, shape ``(batch, t)``.
+        :param state: see :meth:`read`; it is used up.
+        :param mask: zeros at padding, of the state and of the tokens, shape ``(batch, s + t)``.
+        :param positions: of the tokens in their own sequences, shape ``(batch, t)``.
+        :returns: logits after every token, ``(batch, t, V)``, and the new state.
+        """
+        cache = self._cache(state)
+        if state:
+            state.clear()
+        return self._call(tokens, cache, attention_mask=mask, position_ids=positions)
+
+    def _call(self, tokens: Tensor, cache: Any, **options: Any) -> tuple[Tensor, Any]:
+        found = self.model(input_ids=tokens, past_key_values=cache, use_cache=True, **options)
+        return found.logits, self._state(getattr(found, "past_key_values", None))
 
     def unread(self, tokens: Tensor) -> Tensor:
         return tokens[:, -1:] if self.use_cache else tokens
@@ -144,6 +173,11 @@ class CausalNetwork:
         if self._padding is None or not bool((tokens == self._padding).any()):
             return None
         return tokens.new_ones(len(tokens), before + tokens.shape[1])
+
+    def _windows(self) -> list[int]:
+        """The most tokens that layers keep; nothing of those that keep all."""
+        found = [getattr(layer, "sliding_window", None) for layer in self._empty.layers]
+        return [window - 1 for window in found if window is not None]
 
     def _keeps_keys_and_values(self) -> bool:
         """Whether a cache of the model has the form that states have; warns where it has not."""

@@ -123,6 +123,8 @@ class Reader:
         """A call of the network, which runs that go side by side make together."""
         network = self.network
         key = (*network.key, name)
+        if name == "read":
+            options["ragged"] = network.ragged
         return shared_call(getattr(network, name), *args, key=key, module=network.model, **options)
 
     def _read_some(self, rows: Tensor, state: Any, live: Tensor) -> tuple[Tensor, Any]:

@@ -19,7 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["SharedCall", "join", "shared_call", "take_calls"]
+from pyro_tilt.ops.ragged import Ragged
+
+__all__ = ["SharedCall", "check_ragged", "join", "join_ragged", "shared_call", "take_calls"]
 
 Taker = Callable[["SharedCall"], Any]
 _TAKER: ContextVar[Taker | None] = ContextVar("taker of shared calls", default=None)
@@ -36,6 +38,7 @@ class SharedCall:
     :ivar key: calls of one key give the same rows the same results.
     :ivar module: whose forward pass ``fn`` is.
     :ivar most: the most rows of one call; None for any number.
+    :ivar ragged: joins it to calls whose rows have another length; None where nothing can.
     :ivar rows: the rows of this one.
     """
 
@@ -45,6 +48,7 @@ class SharedCall:
     key: Hashable
     module: nn.Module
     most: int | None = None
+    ragged: Ragged | None = None
     rows: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -58,6 +62,15 @@ class SharedCall:
         """Calls of one kind can be joined: the same key, and tensors that differ in rows alone."""
         return self.key, _shape(self.args, self.rows)
 
+    def ragged_kind(self) -> Hashable | None:
+        """Calls of one such kind can be joined whatever their lengths; None for no others."""
+        kind = None if self.ragged is None else self.ragged.kind(*self.args)
+        return None if kind is None else (self.key, kind)
+
+    def length(self) -> int:
+        """Of its rows, where they may be padded; else 0."""
+        return 0 if self.ragged is None else self.ragged.length(*self.args)
+
 
 def shared_call(
     fn: Callable[..., Any],
@@ -65,6 +78,7 @@ def shared_call(
     key: Hashable,
     module: nn.Module,
     most: int | None = None,
+    ragged: Ragged | None = None,
     **options: Any,
 ) -> Any:
     """
@@ -75,7 +89,7 @@ def shared_call(
     taker = _TAKER.get()
     if taker is None:
         return fn(*args, **options)
-    return taker(SharedCall(fn, args, options, key, module, most))
+    return taker(SharedCall(fn, args, options, key, module, most, ragged))
 
 
 @contextmanager
@@ -118,6 +132,40 @@ def join(calls: Sequence[SharedCall]) -> list[Any]:
             raise ValueError(f"a result of shape {tuple(leaf.shape)} for {sum(sizes)} rows")
     parts = zip(*(leaf.split(sizes) for leaf in found))
     return [_rebuilt(result, iter(part)) for part in parts]
+
+
+def join_ragged(calls: Sequence[SharedCall]) -> list[Any]:
+    """
+    Runs calls of one ragged kind as one.
+
+    :param calls: at least one.
+    :returns: the result of each.
+    """
+    ragged = calls[0].ragged
+    assert ragged is not None
+    return ragged.join([call.args for call in calls])
+
+
+def check_ragged(calls: Sequence[SharedCall], results: Sequence[Any]) -> None:
+    """
+    Compares what was joined with the call that was padded most, the first time for each kind.
+
+    :param calls: of one ragged kind.
+    :param results: of :func:`join_ragged`.
+    :raises ValueError: where they differ by more than rounding.
+    """
+    call, found = min(zip(calls, results), key=lambda pair: pair[0].length())
+    ragged, kind = call.ragged, call.ragged_kind()
+    assert ragged is not None
+    if kind in ragged.checked:
+        return
+    for ours, theirs in zip(_leaves(found), _leaves(call.fn(*call.args)), strict=True):
+        largest = float(theirs[theirs.isfinite()].abs().max())
+        slack = torch.finfo(theirs.dtype).eps ** 0.5 * largest
+        same = ours.shape == theirs.shape and ours.dtype == theirs.dtype
+        if not same or not torch.allclose(ours, theirs, rtol=0.0, atol=slack):
+            raise ValueError("padded rows are not those of a single call")
+    ragged.checked.add(kind)
 
 
 def _concatenated(parts: Sequence[Tensor]) -> Tensor:

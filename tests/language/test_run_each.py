@@ -89,7 +89,7 @@ def test_prompts_of_unequal_length_share_a_recurrent_state():
     assert calls.rows == [1, 1, 1] + [3] * 7 + [1, 1, 1] + [27] * 7
 
 
-def test_caches_of_unequal_length_are_not_mixed():
+def test_caches_of_unequal_length_are_not_mixed_up():
     pytest.importorskip("transformers", reason="needs pyro-tilt[language]")
     lm = NeuralLM(tiny_gpt2(), max_tokens=6, begin_token=0, stop_token=1)
     plan = [(kind, prompt) for kind in ("twisted", "best of n", "blocks") for prompt in PROMPTS[:3]]

@@ -20,21 +20,25 @@ from pyro_tilt.infer.cost import CountRows
 from pyro_tilt.infer.each.mode import TorchMode
 from pyro_tilt.infer.each.turns import Turns
 from pyro_tilt.infer.each.world import World
-from pyro_tilt.ops.shared_calls import SharedCall, join, take_calls
+from pyro_tilt.ops.ragged import padding_is_small
+from pyro_tilt.ops.shared_calls import SharedCall, check_ragged, join, join_ragged, take_calls
 
 __all__ = ["Conductor"]
 
 
 @dataclass
 class _Question:
-    """A call, and how its thread would compute it."""
+    """A call, how its thread would compute it, and to which others it can be joined."""
 
     call: SharedCall
     mode: TorchMode
     kind: Hashable = field(init=False)
+    ragged: Hashable | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.kind = (self.call.kind(), self.mode)
+        ragged = self.call.ragged_kind()
+        self.ragged = None if ragged is None else (ragged, self.mode)
 
 
 @dataclass
@@ -61,6 +65,7 @@ class Conductor:
     :param max_live: the most functions that have begun and not ended.
     :ivar runs: the functions.
     :ivar refused: why calls of a kind of network are not joined.
+    :ivar apart: networks whose calls are joined for one length alone.
     """
 
     def __init__(self, base: World, *, max_batch: int, max_live: int) -> None:
@@ -68,6 +73,7 @@ class Conductor:
         self._present = base
         self.runs: list[Turns] = []
         self.refused: dict[Hashable, str] = {}
+        self.apart: set[Hashable] = set()
         # Hooks that come later belong to single runs.
         self._first_hook = RemovableHandle.next_id
         self._random: dict[nn.Module, bool] = {}
@@ -159,34 +165,49 @@ class Conductor:
     def _groups(self, asked: Sequence[Turns]) -> Iterator[list[Turns]]:
         kinds: dict[Hashable, list[Turns]] = {}
         for run in asked:
-            kinds.setdefault(run.question.kind, []).append(run)
+            question = run.question
+            alike = question.call.key in self.apart or question.ragged is None
+            kinds.setdefault(question.kind if alike else question.ragged, []).append(run)
         for runs in kinds.values():
             group: list[Turns] = []
-            rows = 0
-            for run in runs:
+            rows = held = 0
+            # Those of one length, and of the next longer ones, together.
+            for run in sorted(runs, key=lambda each: each.question.call.length()):
                 call = run.question.call
+                length = call.length()
+                total, full = rows + call.rows, held + call.rows * length
                 most = min(self.max_batch, call.most or self.max_batch)
-                if group and rows + call.rows > most:
+                small = call.ragged is None or padding_is_small(
+                    full, total * length, call.ragged.width
+                )
+                if group and (total > most or not small):
                     yield group
-                    group, rows = [], 0
+                    group, total, full = [], call.rows, call.rows * length
                 group.append(run)
-                rows += call.rows
+                rows, held = total, full
             yield group
 
     def _joined(self, group: list[Turns]) -> list[_Answer]:
         """The answers to calls of one kind; empty where they cannot be joined after all."""
         calls = [run.question.call for run in group]
+        unequal = len({run.question.kind for run in group}) > 1
         state, started = _random_states(), time.perf_counter()
         count = CountRows()
         _PYRO_STACK.clear()
         try:
-            with group[0].question.mode.active(), count, _Sites():
-                parts = join(calls)
+            with group[0].question.mode.active(), _Sites():
+                with count:
+                    parts = (join_ragged if unequal else join)(calls)
+                if unequal:
+                    check_ragged(calls, parts)
             if not all(map(torch.equal, _random_states(), state)):
                 raise RuntimeError("it draws random numbers")
         except Exception as error:
             # Each then makes its own call, and meets its own error.
             self.base.install()
+            if unequal:
+                self.apart.add(calls[0].key)
+                return []
             self.refused[calls[0].key] = f"{type(calls[0].module).__name__}: {error}"
             return []
         rows, seconds = sum(call.rows for call in calls), time.perf_counter() - started

@@ -38,11 +38,17 @@ def run_each(
     Each run is that of its sampler alone: its draws, weights, ancestors, evidence, certificate and
     random states are its own, and it meets the others in network calls alone. Those of one
     :class:`~pyro_tilt.language.NeuralLM` network, or of several around one module, are joined
-    where their rows can lie in one batch: for a recurrent module always, but for prompts of unequal
-    length; for a cache of keys and values where the same number of tokens has been read. The runs
-    go in lock step: all wait until each has asked for a call or ended. Sums in a larger batch are
-    rounded otherwise, so that log probabilities differ in their last digits from those of the run
-    alone, and with them, at odds of that order, a token.
+    where their rows can lie in one batch. A recurrent module reads prompts of one length together
+    and everything after them. A transformers model with a cache of keys and values reads prompts
+    and caches of unequal length together too: they are padded to the longest, with a mask and the
+    positions that each has alone, where its ``forward`` takes ``attention_mask`` and
+    ``position_ids``, and where padding takes no more memory than contents or next to none. The
+    first padded call is compared with a single one; a model that does not pass joins what agrees in
+    length, as does one that is read anew at every step, and as do prompts beyond a sliding window.
+    Where lengths agree nothing is padded. The runs go in lock step: all wait until each has asked
+    for a call or ended. Sums in a larger batch are rounded otherwise, so that log probabilities
+    differ in their last digits from those of the run alone, and with them, at odds of that order, a
+    token.
 
     Each run has a thread, of which one works at a time, with the handlers, parameters, settings and
     random states that it would have alone; so nothing is gained on the runs' own work. Calls that
