@@ -121,6 +121,22 @@ def test_caches_that_still_lie_together_are_not_copied():
     assert net.read(tokens[0], joined[0][1])[1][0][0].shape[2] == 4
 
 
+def test_caches_of_two_joined_calls_are_not_taken_for_those_of_one():
+    net = network("GPT2")
+    calls = []
+    for seed in (0, 10):
+        parts = [(draw(2, 1, seed=seed), net.read(draw(2, n, seed=seed + n), None)[1])
+                 for n in (2, 5)]  # fmt: skip
+        calls.append(net.ragged.join(parts))
+    # The second rows of the second call lie in its memory as those of the first do in theirs.
+    fresh = draw(2, 1, seed=30)
+    chosen = [calls[0][0][1], calls[1][1][1]]
+    for state, (logits, after) in zip(chosen, net.ragged.join([(fresh, s) for s in chosen])):
+        expected, other = net.read(fresh, state)
+        torch.testing.assert_close(logits, expected, **CLOSE)
+        assert_equal_states(after, other)
+
+
 def test_windows_that_a_prompt_exceeds_keep_it_apart():
     net = network("Mistral")
     short, long = draw(1, 11, seed=0), draw(1, 12, seed=0)
