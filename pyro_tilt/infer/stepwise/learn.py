@@ -101,7 +101,9 @@ def learn_baselines(
     :param orders: s of the heads, with 1 first; 1, 2 and 3 by default, and 5 where
         ``value_bound`` is given: far orders cannot be learned where A is unbounded.
     :param features: a function of the carry before a step to shape (N, d); by default its tensors
-        side by side.
+        side by side, and of a language program counts and last tokens, as in
+        :func:`~pyro_tilt.infer.twists.learn_twists`. Steps may differ in d. It is not asked about
+        a carry that holds no tensor, as before the first token: all particles are in one state.
     :param num_chains: how many chains to learn from.
     :param draws_per_state: proposals per state; one is enough for the loss to be unbiased.
     :param held_out: share of the chains that trains nothing, half of them to judge the heads and

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from pyro_tilt._version import __version__
-from pyro_tilt.infer.twists.features import carry_features
+from pyro_tilt.infer.twists.features import carry_features, holds_particles
 from pyro_tilt.infer.twists.learned import LearnedTwist
 from pyro_tilt.infer.twists.networks import StepHeads
 from pyro_tilt.infer.twists.step_keys import StepKeys
 from pyro_tilt.ops.baselines import chernoff_bound
 from pyro_tilt.rewards.moving import move
 
-__all__ = ["BaselineReport", "LearnedBaselines", "load_baselines"]
+__all__ = ["BaselineReport", "LearnedBaselines", "load_baselines", "no_features"]
 
 FORMAT_VERSION = 1
 RULES = ("chernoff", "marginal", "budget", "exchange")
@@ -101,9 +101,11 @@ class LearnedBaselines:
 
         :param carry: before the step, of N particles.
         :param x: the element of ``xs`` of the step.
-        :returns: shape (N,), float64.
+        :returns: shape (N,), float64; (1,) where the carry holds no tensor yet, as before the
+            first token of a language program, and all particles have one baseline.
         """
-        return self.value(self.heads[0].read(carry), self.keys(x))
+        place = self.keys(x)
+        return self.value(self.read(carry, place), place)
 
     def log_mgf(self, carry: Any, x: Any) -> Tensor:
         """
@@ -113,7 +115,20 @@ class LearnedBaselines:
         :param x: the element of ``xs`` of the step.
         :returns: shape (N, K), float64.
         """
-        return self.psi(self.heads[0].read(carry), self.keys(x))
+        place = self.keys(x)
+        return self.psi(self.read(carry, place), place)
+
+    def read(self, carry: Any, place: int) -> Tensor:
+        """The features of the states before a step; a carry without particles is one state."""
+        head = self.heads[0]
+        if not holds_particles(carry):
+            return head.padded(no_features(1, head.mean.device))
+        return head.read(carry, place)
+
+    @property
+    def twists(self) -> list[LearnedTwist]:
+        """The heads and, of rule ``"exchange"``, what lies above them."""
+        return self.heads if self.gap is None else [*self.heads, self.gap]
 
     def psi(self, features: Tensor, place: int) -> Tensor:
         """The heads from features, shape (N, K)."""
@@ -158,7 +173,6 @@ class LearnedBaselines:
 
         :param path: the file, which is replaced where it exists.
         """
-        twists = self.heads if self.gap is None else [*self.heads, self.gap]
         content = {
             "format": FORMAT_VERSION,
             "version": __version__,
@@ -168,8 +182,9 @@ class LearnedBaselines:
             "budget": self.budget,
             "own_features": self.own_features,
             "keys": self.keys.to_list(),
+            "widths": self.heads[0].widths,
             **{name: getattr(self, name) for name in _TENSORS},
-            "networks": [_packed(twist) for twist in twists],
+            "networks": [_packed(twist) for twist in self.twists],
             "report": None if self.report is None else asdict(self.report),
         }
         path = Path(path)
@@ -179,6 +194,16 @@ class LearnedBaselines:
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def no_features(size: int, device: torch.device) -> Tensor:
+    """
+    What is read of a carry without particles: one column of zeros.
+
+    :param size: number of particles.
+    :param device: of the networks.
+    """
+    return torch.zeros(size, 1, device=device)
 
 
 _TENSORS = ("shift", "ceiling", "epsilons", "trusted")
@@ -209,7 +234,8 @@ def load_baselines(
     if content["own_features"] and features is None:
         raise ValueError(f"{path} was trained with a features function; give it as features=")
     keys = StepKeys.from_list(content["keys"])
-    twists = [_unpacked(part, keys, features) for part in content["networks"]]
+    widths = content.get("widths")
+    twists = [_unpacked(part, keys, features, widths) for part in content["networks"]]
     count = len(content["orders"])
     found = LearnedBaselines(
         twists[:count],
@@ -236,11 +262,14 @@ def _packed(twist: LearnedTwist) -> dict[str, Any]:
 
 
 def _unpacked(
-    part: dict[str, Any], keys: StepKeys, features: Callable[[Any], Tensor] | None
+    part: dict[str, Any],
+    keys: StepKeys,
+    features: Callable[[Any], Tensor] | None,
+    widths: list[int] | None,
 ) -> LearnedTwist:
     dim = part["mean"].shape[1]
     network = StepHeads(dim, len(keys), **part["settings"]).to(part["mean"])
     network.load_state_dict(part["state"])
-    twist = LearnedTwist(network, keys, dim, features=features)
+    twist = LearnedTwist(network, keys, dim, features=features, widths=widths)
     twist.mean, twist.spread, twist.offset = (part[k] for k in ("mean", "spread", "offset"))
     return twist

@@ -15,6 +15,7 @@ from pyro_tilt.infer.stepwise.baselines import (
     baselines_from_draws,
     baselines_from_mgf,
 )
+from pyro_tilt.infer.twists.features import holds_particles
 from pyro_tilt.ops.importance import as_double
 
 __all__ = ["BaselineSource", "Drawn", "Given", "KnownMgf", "Moment", "per_row"]
@@ -62,7 +63,11 @@ class Given:
     function: Callable[[Any, Any], Tensor]
 
     def __call__(self, at: Moment) -> Tensor:
-        found = per_row(self.function(at.carry, at.x), at.size, f"{at.where}: the baseline")
+        found = self.function(at.carry, at.x)
+        # Of a carry without particles no function can tell how many there are.
+        if isinstance(found, Tensor) and found.shape == (1,) and not holds_particles(at.carry):
+            found = found.expand(at.size)
+        found = per_row(found, at.size, f"{at.where}: the baseline")
         if not bool(found.isfinite().all()):
             raise ValueError(f"{at.where}: the baseline is not finite at some state")
         return found

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from pyro_tilt.infer.errors import ZeroWeights
 from pyro_tilt.infer.seeding import derive_seed, seeded
-from pyro_tilt.infer.stepwise.learned import BaselineReport, LearnedBaselines
+from pyro_tilt.infer.stepwise.learned import BaselineReport, LearnedBaselines, no_features
 from pyro_tilt.infer.stepwise.sources import Moment
 from pyro_tilt.infer.stepwise.split import split_by_cost
+from pyro_tilt.infer.twists.features import holds_particles
 from pyro_tilt.infer.twists.fitting import Pairs, calibrate_step, fit
 from pyro_tilt.infer.twists.learned import LearnedTwist, check_features
 from pyro_tilt.infer.twists.networks import StepHeads
@@ -80,14 +81,19 @@ class Trainer:
         """The baselines of a step, fresh from its fit."""
         settings = self.settings
         with seeded(derive_seed(settings.seed, 3, at.place)):
-            features = check_features(settings.features(at.carry))
-            if self.baselines is None:
-                self.baselines = _start(settings, features, at.num_steps)
             self.xs.append(at.x)
             StepKeys(self.xs)
-            learned = self.baselines
-            features = features.to(learned.heads[0].mean)
             A = at.draw(settings.draws_per_state)
+            if holds_particles(at.carry):
+                features = check_features(settings.features(at.carry), None, at.place)
+            else:
+                features = no_features(at.size, A.device)
+            if self.baselines is None:
+                self.baselines = _start(settings, features, at.num_steps)
+            learned = self.baselines
+            for twist in learned.twists:
+                _make_room(twist, at.place, features.shape[1])
+            features = learned.heads[0].padded(features)
             self._fit(learned, features, A.to(learned.shift), at)
             return learned.value(features, at.place)
 
@@ -97,8 +103,10 @@ class Trainer:
         assert learned is not None
         keys = StepKeys(self.xs)
         learned.keys = keys
-        for twist in [*learned.heads, *([] if learned.gap is None else [learned.gap])]:
+        for twist in learned.twists:
             twist.keys = keys
+            assert isinstance(twist.network, StepHeads)
+            twist.network.pad(twist.mean.shape[1])
         if settings.by_cost:
             self._split(learned)
         masses, proposals = [], []
@@ -254,6 +262,17 @@ def _start(settings: Settings, features: Tensor, num_steps: int) -> LearnedBasel
         gap=network() if settings.rule == "exchange" else None,
         features=own,
     )
+
+
+def _make_room(twist: LearnedTwist, place: int, width: int) -> None:
+    """Lets a step have more features than those before it, by a fresh head of its own."""
+    twist.widths[place] = width
+    missing = width - twist.mean.shape[1]
+    if missing > 0:
+        twist.mean = nn.functional.pad(twist.mean, (0, missing))
+        twist.spread = nn.functional.pad(twist.spread, (0, missing), value=1.0)
+    assert isinstance(twist.network, StepHeads)
+    twist.network.renew(place, twist.mean.shape[1])
 
 
 def _parts(count: int, held_out: float) -> list[Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["carry_features", "count_particles"]
+__all__ = ["carry_features", "count_particles", "holds_particles"]
 
 
 def carry_features(carry: Any) -> Tensor:
@@ -57,6 +57,18 @@ def count_particles(carry: Any) -> int:
         if part.dim():
             return part.shape[0]
     raise TypeError(f"the carry ({type(carry).__name__}) holds no tensor with a particle axis")
+
+
+def holds_particles(carry: Any) -> bool:
+    """
+    Whether a carry holds any tensor with an axis, and so tells particles apart.
+
+    :param carry: any nesting of tensors with the particles leftmost.
+
+    >>> holds_particles((None, 3)), holds_particles((None, torch.zeros(3)))
+    (False, True)
+    """
+    return any(part.dim() for part in _tensors(carry))
 
 
 def _tensors(carry: Any, *, own: bool = False) -> Iterator[Tensor]:

@@ -38,6 +38,32 @@ class StepHeads(nn.Module):
         """
         return self.heads[step](features).squeeze(-1)
 
+    def renew(self, step: int, dim: int) -> None:
+        """
+        Gives a step another head where it has other features than its head reads.
+
+        :param step: its position in the scan.
+        :param dim: number of its features.
+        """
+        old = _first_layer(self.heads[step])
+        if old.in_features != dim:
+            fresh = _perceptron(dim, **self.settings).requires_grad_(old.weight.requires_grad)
+            self.heads[step] = fresh.to(old.weight)
+
+    def pad(self, dim: int) -> None:
+        """
+        Lets all heads read d features, of which they ignore those that they did not know.
+
+        :param dim: d.
+        """
+        for head in self.heads:
+            layer = _first_layer(head)
+            missing = dim - layer.in_features
+            layer.weight = nn.Parameter(
+                nn.functional.pad(layer.weight.detach(), (0, missing)), layer.weight.requires_grad
+            )
+            layer.in_features = dim
+
 
 class SharedNetwork(nn.Module):
     """
@@ -65,6 +91,11 @@ class SharedNetwork(nn.Module):
         """See :meth:`StepHeads.forward`."""
         place = self.embedding.weight[step].expand(len(features), -1)
         return self.body(torch.cat((features, place), -1)).squeeze(-1)
+
+
+def _first_layer(head: nn.Module) -> nn.Linear:
+    layer = next(each for each in head.modules() if isinstance(each, nn.Linear))
+    return layer
 
 
 def _perceptron(dim: int, width: int, depth: int) -> nn.Sequential:
