@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pyro_tilt.cli.failing import FAILED, fail
-from pyro_tilt.cli.loading import as_runnable, load
+from pyro_tilt.cli.failing import FAILED, fail, running
+from pyro_tilt.cli.loading import as_runnable, check_callable, load
 from pyro_tilt.cli.methods import (
     FLAGS,
     METHODS,
@@ -183,15 +183,16 @@ def align(
     for name in given.keys() & set(NAMED):
         given[name] = load(str(given[name]), FLAGS[name])
     make_folder(out)
-    try:
+    with running():
         count = num_samples or (METHODS[method].num_samples if method in METHODS else 1000)
         sampler = _sampler(target, scorer, beta, method, num_samples=count, seed=seed, **given)
         result = sampler.run()
-    except (ValueError, NotImplementedError, TypeError) as error:
-        fail(str(error), FAILED)
-    write_result(result, out)
-    if callable(getattr(base, "decode", None)):
-        write_texts(result, base, out, show)
+    try:
+        write_result(result, out)
+        if callable(getattr(base, "decode", None)):
+            write_texts(result, base, out, show)
+    except OSError as error:
+        fail(f"--out {out}: {error}", FAILED)
 
 
 def _sampler(program: Any, reward: Any, beta: float | None, method: Method, **options: Any) -> Any:
@@ -254,8 +255,7 @@ def plan_command(
     from pyro_tilt import plan
 
     options: dict[str, Any] = {"penalty": penalty, "radius": radius, "num_pilot": pilot}
-    try:
+    check_callable(target, "BASE")
+    with running():
         found = plan(target, scorer, beta, closeness, seed=seed, **options)
-    except (ValueError, NotImplementedError, TypeError) as error:
-        fail(str(error), FAILED)
     typer.echo(json.dumps(found.to_dict(), indent=2, allow_nan=False) if as_json else str(found))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +13,7 @@ from typing import Any
 
 from pyro_tilt.cli.failing import USAGE, fail
 
-__all__ = ["as_runnable", "load"]
+__all__ = ["as_runnable", "check_callable", "load"]
 
 
 def load(spec: str, option: str, *, call: bool = True) -> Any:
@@ -50,12 +51,36 @@ def as_runnable(base: Any, option: str) -> Any:
     from pyro_tilt.tractability.base import as_base
 
     if callable(base) and not isinstance(base, Distribution):
+        check_callable(base, option)
         return base
     try:
         found = as_base(base)
     except (TypeError, ValueError) as error:
         return fail(f"{option}: {str(error).removeprefix('plan: ')}", USAGE)
     return found.steps_program or found.program
+
+
+def check_callable(base: Any, option: str) -> None:
+    """
+    Ends the command where a program cannot run without arguments.
+
+    :param base: a program; anything else passes.
+    :param option: where it was given.
+    """
+    if not inspect.isroutine(base):
+        return
+    try:
+        parameters = inspect.signature(base).parameters.values()
+    except ValueError:
+        return
+    free = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in free]
+    if needed:
+        fail(
+            f"{option}: {base.__name__} needs {', '.join(needed)}, and a program runs without "
+            "arguments here; define one that fills them in, as by functools.partial",
+            USAGE,
+        )
 
 
 def _import(source: str, option: str) -> ModuleType:

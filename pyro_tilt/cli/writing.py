@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -20,14 +21,17 @@ __all__ = ["make_folder", "write_result", "write_texts"]
 
 def make_folder(out: Path) -> None:
     """
-    The folder, or a message why it cannot be made.
+    The folder, or a message why it cannot be made or written to.
 
     :param out: where.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out):
+            pass
     except OSError as error:
-        fail(f"--out {out} cannot be made: {error.strerror}", USAGE)
+        what = "written to" if out.is_dir() else "made"
+        fail(f"--out {out} cannot be {what}: {error.strerror}", USAGE)
 
 
 def write_result(result: WeightedSamples, out: Path) -> None:
