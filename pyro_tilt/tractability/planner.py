@@ -154,7 +154,7 @@ def _transport(
     if closeness == "kl":
         if named:
             raise ValueError(
-                f"{', '.join(named)} belong to closeness='wasserstein'; under 'kl' beta alone says "
+                f"{', '.join(named)}: for closeness='wasserstein' only; under 'kl' beta alone says "
                 "how far the aligned law may go"
             )
         return {"cost": as_cost("squared_euclidean"), "penalty": 1.0, "radius": None}

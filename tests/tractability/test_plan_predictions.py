@@ -5,6 +5,7 @@ Gates: z scores of 4.5 (false alarm 7e-6 each), Hotelling's T squared at 1e-5, c
 """
 
 import math
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -12,8 +13,8 @@ import pytest
 import torch
 from scipy import stats
 
-from pyro_tilt import diffusion, plan, rewards
-from pyro_tilt.infer import TokenScores
+from pyro_tilt import align, diffusion, plan, rewards
+from pyro_tilt.infer import LCB, SamplerWarning, TokenScores
 from pyro_tilt.language import TabularLM
 from pyro_tilt.testing.gates import P_VALUE, Z_SCORE, hotelling
 from pyro_tilt.tractability import Pilot
@@ -103,6 +104,22 @@ def test_acceptance_of_lcb_is_of_the_size_of_a_run():
     measured = plan(scalar, bowl, 4.0).run(2000, seed=1, method="LCB").info["acceptance_rate"]
     # Two baselines learned from different draws: the same up to the spread of the baseline.
     assert 0.75 < entry.acceptance / measured < 1.33
+
+
+def test_acceptance_of_lcb_where_few_pilot_draws_count():
+    """No baseline lies above the largest weight seen, in the sampler as in the plan."""
+
+    def steep(x):
+        return 4.0 * x
+
+    found = plan(scalar, steep, 1.0, num_pilot=256, seed=2)
+    entry = found.entry("LCB")
+    assert not entry.trusted
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SamplerWarning)
+        run = LCB(align(scalar, steep, 1.0), num_calibration=256, num_samples=200, seed=2).run()
+    # The largest of 256 weights varies by a factor of e^4 or so, and nothing worse may be said.
+    assert abs(math.log(entry.acceptance / run.info["acceptance_rate"])) < 5.0
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ def test_a_price_below_the_growth_is_an_error():
 
 
 def test_transport_options_belong_to_transport():
-    with pytest.raises(ValueError, match="penalty belong to closeness='wasserstein'"):
+    with pytest.raises(ValueError, match="penalty: for closeness='wasserstein' only"):
         plan(BASE, BLACK, penalty=1.0)
 
 

@@ -16,7 +16,7 @@ def algebra(problem: Problem) -> Entry:
     """A mixture that is known is tilted in closed form, whatever the sign of a quadratic."""
     known = getattr(problem.base.given, "tilted_law", None)
     if problem.kind != "diffusion" or known is None:
-        return declines("for diffusions of a known Gaussian mixture, and the base is none")
+        return declines("for diffusions of a known Gaussian mixture, which this base is not")
     try:
         found = known(problem.folded)
     except NotImplementedError as error:

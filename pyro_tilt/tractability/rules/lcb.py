@@ -2,6 +2,7 @@
 """Rejection under a learned baseline."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from pyro_tilt.infer import LCB
@@ -31,7 +32,11 @@ def lcb(problem: Problem) -> Entry:
     numbers: dict[str, Any] = {}
     pilot = problem.pilot
     if pilot is not None and bool((pilot.log_weights > -math.inf).any()):
-        found = chernoff_baseline(pilot.log_weights, EPSILON, upper_bound=pilot.log_bound)
+        # The sampler takes no baseline above the largest weight that it has seen either.
+        ceiling = min(pilot.log_bound, float(pilot.log_weights.max()))
+        found = chernoff_baseline(pilot.log_weights, EPSILON, upper_bound=ceiling)
+        if not found.trusted:
+            found = replace(found, value=max(found.log_z, ceiling), clipped_mass=0.0)
         rate = 1.0 / found.expected_proposals
         numbers = {"acceptance": rate, "cost": problem.cost_of(1.0 / rate)}
         reason += f"; acceptance from a pilot of {len(pilot)} base draws"
