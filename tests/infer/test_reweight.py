@@ -113,6 +113,15 @@ def test_certificate_is_never_stronger_than_before():
     )
 
 
+@pytest.mark.parametrize("more", ["", ", which pareto_k describes", "; a network's error"])
+def test_certificate_names_the_error_of_the_draws_once(more):
+    error = "the error at this number of draws"
+    for before in (f"{error}{more}", more.lstrip("; ,")):
+        made = Certificate(target="t", law="consistent", budget="n", excludes=before)
+        moved = iid(law(1.0), 1.0, total=100, certificate=made).reweight(2.0).certificate
+        assert moved.excludes.count(error) == 1 and before in moved.excludes
+
+
 def test_pareto_shape_is_estimated_anew():
     torch.manual_seed(0)
     x = torch.randn(2000, dtype=torch.float64)

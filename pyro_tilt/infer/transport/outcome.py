@@ -222,7 +222,7 @@ def _certificate(
             law="search",
             gap=outcome.gap,
             covers=f"local maxima ({method}), of which nothing bounds the gap",
-            excludes=sampled,
+            excludes="the sampled base in place of its law",
         )
     return Certificate(
         target=TARGET,

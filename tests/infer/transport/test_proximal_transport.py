@@ -309,6 +309,8 @@ def test_a_search_says_so():
     with pytest.warns(SamplerWarning, match="local maxima"):
         result = run(BASE, reward, penalty=0.5, num_samples=50)
     assert result.certificate.law == "search" and math.isinf(result.certificate.gap)
+    # A search has no bound for the law either, and promises none.
+    assert math.isinf(result.info["gap_upper"]) and "gap_upper" not in str(result.certificate)
     with pytest.warns(SamplerWarning):
         bounded = run(BASE, rewards.Bounded(reward, -2.0, 2.0), penalty=0.5, num_samples=50)
     assert bounded.certificate.law == "bounded" and 0.01 < bounded.certificate.gap < 4.0
