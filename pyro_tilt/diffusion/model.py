@@ -37,6 +37,9 @@ class Diffusion(ABC):
     device: torch.device
     exact: bool = False
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(event_shape={tuple(self.event_shape)}, {self.schedule!r})"
+
     @abstractmethod
     def denoise(self, x: Tensor, level: Level) -> Tensor:
         r"""

@@ -171,3 +171,11 @@ def test_refuses_what_is_no_vector_mixture():
         )
     with pytest.raises(ValueError, match="event shape"):
         model("full", schedule).denoise(torch.zeros(4, 3, dtype=F64), schedule.start)
+
+
+def test_repr_says_shape_and_schedule():
+    base = model("full", diffusion.VP.linear(10))
+    tilted = diffusion.TiltedDiffusion(base, torch.zeros(base.event_shape, dtype=F64))
+    for each in (base, tilted):
+        assert repr(each).startswith(f"{type(each).__name__}(event_shape={tuple(base.event_shape)}")
+        assert repr(each).endswith(f"{base.schedule!r})")
