@@ -39,6 +39,8 @@ def build(script: Path) -> Path:
 def main() -> None:
     # tqdm asks for Jupyter widgets and would print a path of this machine into the outputs.
     os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
+    # A backend that is set outside, as the Makefile sets one, would leave the pictures out.
+    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
     wanted = sys.argv[1:]
     for script in scripts():
         if not wanted or any(word in script.name for word in wanted):
