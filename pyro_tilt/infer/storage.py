@@ -56,6 +56,7 @@ def save(result: WeightedSamples, path: str | PathLike[str], *, arviz: bool = Fa
     :param path: the file, which is replaced where it exists.
     :param arviz: also write the groups of ``result.to_arviz()``, so that
         ``arviz.from_netcdf(path)`` reads the same file.
+    :raises FileNotFoundError: where there is no such folder.
 
     >>> import tempfile
     >>> made = WeightedSamples(
@@ -72,6 +73,8 @@ def save(result: WeightedSamples, path: str | PathLike[str], *, arviz: bool = Fa
     import h5netcdf
 
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot save to {path}: there is no folder {path.parent}")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         if arviz:

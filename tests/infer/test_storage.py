@@ -169,6 +169,11 @@ def test_other_files_are_refused(tmp_path):
         load(tmp_path / "missing.nc")
 
 
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no folder .*missing"):
+        full().save(tmp_path / "missing" / "draws.nc")
+
+
 def test_a_failed_save_leaves_the_old_file(tmp_path):
     path = tmp_path / "draws.nc"
     made = full()
