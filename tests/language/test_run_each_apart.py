@@ -195,8 +195,16 @@ def stop_after(lm, calls, act):
     return value
 
 
+@pytest.fixture
+def interruptible():
+    """Interrupts raise, also where the tests run behind a shell that ignores them."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
 @pytest.mark.parametrize("place", [0, 2])
-def test_an_interrupt_ends_all_runs(place):
+def test_an_interrupt_ends_all_runs(place, interruptible):
     lm, _ = both(length=6, stop=False)
     left = []
 
