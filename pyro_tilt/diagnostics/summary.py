@@ -58,12 +58,13 @@ def summary(result: WeightedSamples) -> Summary:
     Sums up a result for a person to read.
 
     Means of sites are those of :meth:`~pyro_tilt.infer.WeightedSamples.expectation`; reward, KL and
-    evidence take the raw weights. k-hat is held against
-    ``min(.7, 1 - 1/log10 N)`` and is never silent above it. A program tells by a deterministic site
-    of booleans named ``..._finished`` which draws came to their end, as language programs with a
-    stop token do; where more than a quarter of the mass did not, that is said. The reward
-    *before* is the one of the base program given its observations, from the base proposals that the
-    sampler kept.
+    evidence take the raw weights. The KL is that of the law which the draws follow, exact, an
+    estimate or a bound as its ``kind`` says; :func:`kl_to_base` gives that of their target. k-hat
+    is held against ``min(.7, 1 - 1/log10 N)`` and is never silent above it. A program tells by a
+    deterministic site of booleans named ``..._finished`` which draws came to their end, as language
+    programs with a stop token do; where more than a quarter of the mass did not, that is said. The
+    reward *before* is the one of the base program given its observations, from the base proposals
+    that the sampler kept.
 
     :param result: the result of a sampler.
 
@@ -206,7 +207,12 @@ def _reward(result: WeightedSamples) -> dict[str, Any] | None:
 
 
 def _kl(result: WeightedSamples) -> dict[str, Any] | None:
-    return _estimate("kl_to_base", result) if "reward" in result.stats else None
+    if "reward" not in result.stats:
+        return None
+    from pyro_tilt.diagnostics.draws_kl import kl_of_draws
+
+    found, kind = kl_of_draws(result)
+    return {"value": float(found.value), "error": float(found.error), "kind": kind}
 
 
 def _estimate(name: str, result: WeightedSamples) -> dict[str, Any]:

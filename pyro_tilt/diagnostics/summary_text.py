@@ -78,6 +78,20 @@ def plus_minus(value: float | None, error: float | None) -> str:
     return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
+def kl_text(kl: dict[str, Any]) -> str:
+    """
+    A divergence in nats, with its error where it is no bound.
+
+    :param kl: its ``value``, ``error`` and ``kind``.
+
+    >>> kl_text({"value": 1.5, "error": 0.0, "kind": "bound"})
+    'at most 1.5 nats'
+    """
+    if kl["kind"] == "bound":
+        return f"at most {kl['value']:.3g} nats"
+    return f"{plus_minus(kl['value'], kl['error'])} nats"
+
+
 def _runs(sizes: list[int]) -> str:
     if len(sizes) < 2:
         return ""
@@ -112,8 +126,7 @@ def _entries(numbers: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if math.isfinite(gain):
             yield "reward gain", plus_minus(gain, numbers["reward"]["gain_error"])
     if numbers["kl"] is not None and not math.isnan(numbers["kl"]["value"]):
-        kl = numbers["kl"]
-        yield "KL spent", f"{plus_minus(kl['value'], kl['error'])} nats from the base program"
+        yield "KL spent", f"{kl_text(numbers['kl'])} from the base program"
     yield "cost", _cost_text(numbers["cost"])
 
 

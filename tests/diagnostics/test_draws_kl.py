@@ -4,13 +4,14 @@
 import math
 from functools import partial
 
+import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 
 from pyro_tilt import align, rewards
-from pyro_tilt.diagnostics import kl, kl_to_base, reward_kl_frontier
+from pyro_tilt.diagnostics import kl, kl_to_base, plot_reward, reward_kl_frontier, summary
 from pyro_tilt.diagnostics.draws_kl import kl_of_draws
 from pyro_tilt.infer import (
     GSI,
@@ -128,6 +129,30 @@ def test_lcb_has_the_divergence_of_the_clipped_tilt(seed):
     found, kind = kl_of_draws(result)
     assert kind == "estimate" and abs(found.value - exact) < 4.9 * found.error < 0.1
     assert abs(kl_to_base(result).value - exact) > 4.9 * found.error
+
+
+def test_summary_and_plot_speak_of_the_law_of_the_draws():
+    clipped = LCB(
+        LM.program(),
+        reward=REWARD,
+        beta=BETA,
+        epsilon=0.4,
+        num_samples=2000,
+        seed=0,
+        progress=False,
+    ).run()
+    soft = LM.soft_values(TABLE, BETA)
+    blocks = run(next(iter(RULES)), 4, block=1, value=LM.value_function(soft), num_samples=20)
+    for result, words in ((clipped, "KL spent {0:.2f}"), (blocks, "KL spent at most {0:.3g} nats")):
+        found, kind = kl_of_draws(result)
+        stated = summary(result).to_dict()["kl"]
+        assert stated == {"value": found.value, "error": found.error, "kind": kind}
+        row = " ".join(str(summary(result)).split())
+        assert words.format(found.value) in row
+        title = plot_reward(result).get_title(loc="left")
+        assert words.format(found.value) in title
+        plt.close("all")
+    assert abs(kl_to_base(clipped).value - kl_of_draws(clipped)[0].value) > 0.01
 
 
 @pytest.mark.parametrize("block", [1, 2])

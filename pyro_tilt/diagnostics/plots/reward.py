@@ -10,7 +10,7 @@ import numpy as np
 
 from pyro_tilt.diagnostics import reading
 from pyro_tilt.diagnostics.plots import style
-from pyro_tilt.diagnostics.summary_text import plus_minus
+from pyro_tilt.diagnostics.summary_text import kl_text, plus_minus
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,7 +80,7 @@ def _title(result: WeightedSamples, before: reading.Side | None, after: reading.
     start = "" if before is None else f"{before.mean:.3g} → "
     title = f"expected reward {start}{after.mean:.3g}"
     kl, kind = kl_of_draws(result)
-    if kind == "bound":
-        return f"{title}\nKL spent at most {kl.value:.3g} nats"
-    spent = plus_minus(float(kl.value), float(kl.error))
-    return title if spent == "unknown" else f"{title}\nKL spent {spent} nats"
+    if kind == "unknown":
+        return title
+    spent = kl_text({"value": float(kl.value), "error": float(kl.error), "kind": kind})
+    return f"{title}\nKL spent {spent}"
