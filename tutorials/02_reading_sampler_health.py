@@ -69,7 +69,8 @@ for name, beta in STRENGTHS.items():
         f"{name:9} beta {beta}: E r = {along:.2f} (exact {beta:.2f}), "
         f"log Z = {result.log_normalizer.item():.2f} (exact {beta**2 / 2:.2f})"
     )
-    for warning in {str(w.message) for w in caught if issubclass(w.category, SamplerWarning)}:
+    told = [str(w.message) for w in caught if issubclass(w.category, SamplerWarning)]
+    for warning in dict.fromkeys(told):
         print("          warned:", warning)
 
 # %% [markdown]
