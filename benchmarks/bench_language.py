@@ -4,9 +4,9 @@
 Generation runs on the shipped GPT-2 (transformers) with its cache, 64 sequences of 64 tokens at
 a time, without a stop token, so that both sides run the same rows. Several prompts are runs of SMC
 on the shipped networks, made one after another or with their calls joined; the prompts are of one
-length, or of unequal length and padded. The constrained task is
-text of the same model without one of its characters, whose evidence is known where the forbidden
-character is looked for by enumeration of short sequences.
+length, or of unequal length and padded. The constrained task is text of the same model without one
+of its characters, whose evidence is known where the forbidden character is looked for by
+enumeration of short sequences.
 """
 
 from __future__ import annotations
