@@ -69,7 +69,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     :param arguments: command line, by default that of the process.
     """
-    parser = argparse.ArgumentParser(description="Sentences near a reference in meaning.")
+    parser = argparse.ArgumentParser(
+        prog="python -m pyro_tilt.examples.text",
+        description="Sentences near a reference in meaning.",
+    )
     parser.add_argument("--reference", default=REFERENCE, help="the sentence to be near to")
     parser.add_argument("--beta", type=float, default=15.0)
     parser.add_argument("-n", type=int, default=16, help="candidates of best-of-n")
