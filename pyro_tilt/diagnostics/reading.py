@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_tilt.ops.importance import as_double, normalize
-from pyro_tilt.ops.psis import khat_threshold
+from pyro_tilt.ops.psis import khat_threshold, pareto_smooth
 
 if TYPE_CHECKING:
     from pyro_tilt.infer.weighted_samples import WeightedSamples
@@ -136,17 +136,20 @@ def tail(result: WeightedSamples) -> Tail | None:
 
     ``ok`` up to the threshold and for a flat tail, ``strained`` above it, ``broken`` from 1 on,
     where the weights have no mean (Vehtari, Simpson, Gelman, Yao and Gabry 2024, arXiv
-    1507.02646); ``unknown`` where too few weights are positive to fit a tail, or nobody tried.
-    None for draws that carry no weights.
+    1507.02646); ``unknown`` where too few weights are positive to fit a tail. Where the sampler
+    fitted none, as samplers with steps do, it is fitted here to the weights at the end. None for
+    draws that carry no weights.
     """
     if result.kind != "weighted" or len(result) == 0:
         return None
     threshold = float(khat_threshold(len(result)))
     k = result.pareto_k
-    if bool((result.log_weights == result.log_weights[0]).all()) or (k is not None and k != k):
+    if bool((result.log_weights == result.log_weights[0]).all()):
         return Tail(None, threshold, "ok", "flat tail")
     if k is None:
-        return Tail(None, threshold, "unknown", "not computed")
+        k = float(pareto_smooth(result.log_weights)[1])
+    if math.isnan(k):
+        return Tail(None, threshold, "ok", "flat tail")
     if math.isinf(k):
         return Tail(None, threshold, "unknown", "too few weights in the tail")
     verdict = "ok" if k <= threshold else "strained" if k < 1.0 else "broken"
@@ -163,6 +166,31 @@ def ess_level(value: float, count: int) -> str:
     if value >= 0.5 * count > 0 or (value >= 100.0 and value >= 0.01 * count):
         return "ok"
     return "broken" if value < 5.0 else "strained"
+
+
+@dataclass(frozen=True)
+class LowestESS:
+    """The lowest effective sample size of any step: which step (from 1) and of how many."""
+
+    value: float
+    step: int
+    particles: int
+
+
+def lowest_ess(result: WeightedSamples) -> LowestESS | None:
+    """
+    Where the particles of a sampler with steps were fewest, as a share of their number.
+
+    :param result: the result of any sampler; None for one that keeps no such record.
+    """
+    if "ess" not in result.steps:
+        return None
+    rows = by_chain(result, "ess")
+    sizes = np.broadcast_to(np.array(result.chain_sizes, dtype=np.float64)[:, None], rows.shape)
+    if not np.isfinite(rows).any() or not sizes.min() > 0:
+        return None
+    run, step = np.unravel_index(np.nanargmin(rows / sizes), rows.shape)
+    return LowestESS(float(rows[run, step]), int(step) + 1, result.chain_sizes[int(run)])
 
 
 def by_chain(result: WeightedSamples, name: str) -> np.ndarray:

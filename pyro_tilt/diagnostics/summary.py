@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,6 +88,7 @@ def summary(result: WeightedSamples) -> Summary:
         "certificate": result.certificate.to_dict(),
         "log_evidence": _evidence(result),
         "ess": _ess(result),
+        "lowest_ess": _lowest_ess(result),
         "pareto_k": _tail(result),
         "acceptance": _acceptance(result),
         "clipping": _clipping(result),
@@ -97,6 +98,7 @@ def summary(result: WeightedSamples) -> Summary:
         "kl": _kl(result),
         "cost": result.cost.to_dict(),
         "sites": _sites(result),
+        "smoothed": result.kind == "weighted" and result.psis_log_weights is not None,
     }
     found = _warnings(numbers)
     verdict = max((level for level, _ in found), key=_VERDICTS.index, default="ok")
@@ -143,6 +145,11 @@ def _ess(result: WeightedSamples) -> dict[str, Any]:
     ]
     count = len(result)
     return {"value": total, "fraction": total / count if count else None, "per_chain": chains}
+
+
+def _lowest_ess(result: WeightedSamples) -> dict[str, Any] | None:
+    found = reading.lowest_ess(result)
+    return None if found is None else asdict(found)
 
 
 def _tail(result: WeightedSamples) -> dict[str, Any] | None:
@@ -244,7 +251,7 @@ def _sites(result: WeightedSamples) -> dict[str, Any]:
 
 
 def _warnings(numbers: dict[str, Any]) -> list[tuple[str, str]]:
-    found = [_tail_warning(numbers["pareto_k"]), _ess_warning(numbers)]
+    found = [_tail_warning(numbers["pareto_k"]), _ess_warning(numbers), _step_warning(numbers)]
     if numbers["capped"]:
         found.append(
             (
@@ -300,6 +307,20 @@ def _ess_warning(numbers: dict[str, Any]) -> tuple[str, str] | None:
     if level == "ok":
         return None
     return level, f"effective sample size {value:.1f} of {count:,} draws ({fraction:.1%}) is low"
+
+
+def _step_warning(numbers: dict[str, Any]) -> tuple[str, str] | None:
+    lowest = numbers["lowest_ess"]
+    if lowest is None:
+        return None
+    level = reading.ess_level(lowest["value"], lowest["particles"])
+    if level == "ok":
+        return None
+    return level, (
+        f"at step {lowest['step']} the effective sample size fell to {lowest['value']:.1f} of "
+        f"{lowest['particles']:,} particles: all that follows descends from few; take more "
+        "particles, or a twist that sees the mass coming"
+    )
 
 
 def _spread_warning(evidence: dict[str, Any]) -> tuple[str, str] | None:

@@ -26,7 +26,10 @@ def render(numbers: dict[str, Any], warnings: list[str], verdict: str) -> str:
     lines = [headline(numbers), "-" * WIDTH]
     for label, text in [*_certificate_entries(numbers["certificate"]), *_entries(numbers)]:
         lines += _row(label, text, WIDTH)
-    lines += site_rows(numbers["sites"])
+    rows = site_rows(numbers["sites"])
+    lines += rows
+    if rows and numbers.get("smoothed"):
+        lines.append("(means and spreads under the smoothed weights, all else under the raw ones)")
     lines.append("-" * WIDTH)
     for warning in warnings:
         lines += textwrap.wrap(warning, WIDTH, initial_indent="! ", subsequent_indent="  ")
@@ -108,6 +111,10 @@ def _entries(numbers: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if numbers["kind"] == "chain":
         text += ", of the weights alone: autocorrelation is not counted"
     yield "ESS", text
+    lowest = numbers.get("lowest_ess")
+    if lowest is not None:
+        share = f"{lowest['value']:,.1f} of {lowest['particles']:,}, at step {lowest['step']}"
+        yield "lowest ESS", share
     tail = numbers["pareto_k"]
     if tail is not None:
         value = tail["reason"] if tail["value"] is None else f"{tail['value']:.2f}"

@@ -5,12 +5,16 @@ import json
 import math
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
+from pyro_tilt import scan
 from pyro_tilt.diagnostics import kl_to_base, reward_gain, summary
 from pyro_tilt.diagnostics.summary_text import WIDTH, plus_minus
-from pyro_tilt.infer import BaseDraws, merge
+from pyro_tilt.infer import SMC, BaseDraws, merge
+from pyro_tilt.ops.psis import pareto_smooth
 
 THREE = {
     "samples": {"x": torch.tensor([0.0, 1.0, 4.0]), "m": torch.tensor([[1, 0], [0, 0], [1, 1]])},
@@ -120,11 +124,58 @@ def test_k_hat_is_never_silent_above_its_threshold(weighted, k, verdict):
     assert f"{k:.2f}, threshold 0.50: {verdict}" in str(found)
 
 
-@pytest.mark.parametrize("k", [None, math.inf])
-def test_unknown_k_hat_is_not_silent_either(weighted, k):
-    found = summary(weighted(1000, scale=0.5, pareto_k=k))
+def test_unknown_k_hat_is_not_silent_either(weighted):
+    found = summary(weighted(1000, scale=0.5, pareto_k=math.inf))
     assert found.verdict == "strained"
     assert "k-hat" in found.warnings[0]
+
+
+@pytest.mark.parametrize("scale", [0.5, 3.0])
+def test_k_hat_is_found_where_the_sampler_gave_none(weighted, scale):
+    result = weighted(1000, scale=scale, pareto_k=None, psis_log_weights=None)
+    k = float(pareto_smooth(result.log_weights)[1])
+    stated = summary(result).to_dict()["pareto_k"]
+    assert stated["value"] == pytest.approx(k)
+    assert (stated["verdict"] == "ok") == (k <= stated["threshold"])
+    assert (k > 0.67) == (scale > 1.0)
+
+
+def test_few_particles_at_one_step_are_said(weighted):
+    """Of two runs of 500 the second falls to 4 at its third step; its share counts, not its ESS."""
+    ess = torch.tensor([[400.0, 300.0, 260.0], [450.0, 400.0, 4.0]])
+    result = weighted(500, scale=0.3, chains=2, steps={"ess": ess})
+    found = summary(result)
+    assert found.to_dict()["lowest_ess"] == {"value": 4.0, "step": 3, "particles": 500}
+    assert "4.0 of 500, at step 3" in " ".join(str(found).split())
+    assert found.verdict == "broken" and "at step 3" in found.warnings[0]
+    ess[1, 2] = 100.0
+    assert summary(weighted(500, scale=0.3, chains=2, steps={"ess": ess})).verdict == "ok"
+
+
+def test_a_twisted_run_of_good_particles_is_ok():
+    """Under the exact soft value each step weighs by noise of variance 1/4, without it by 3."""
+
+    def program():
+        def step(x, t):
+            return pyro.sample(f"x_{t}", dist.Normal(x, 0.5))
+
+        return scan("walk", step, torch.zeros(()), range(12))
+
+    def run(**options):
+        sampler = SMC(program, reward=lambda x: x, num_particles=500, seed=0, **options)
+        return summary(sampler.run())
+
+    good = run(twist=lambda x, t: x)
+    assert good.verdict == "ok" and good.warnings == []
+    assert 100.0 < good.to_dict()["lowest_ess"]["value"] < 450.0
+    plain = run()
+    assert plain.verdict != "ok" and any("effective sample" in each for each in plain.warnings)
+
+
+def test_the_table_says_which_weights_the_sites_take(weighted):
+    note = "under the smoothed weights"
+    assert note in str(summary(weighted(1000)))
+    assert note not in str(summary(weighted(1000, psis_log_weights=None)))
 
 
 def test_low_effective_sample_size_is_said(weighted):
@@ -231,7 +282,7 @@ def test_labels_and_numbered_sites_are_listed_in_brief(weighted):
         "grid (2 x 5): discrete",
         "token_0 ... token_64: 65 discrete sites",
     ]
-    assert [line.split()[:2] for line in lines[3:]] == [
+    assert [line.split()[:2] for line in lines[3:-1]] == [
         ["x_0", "0"],
         ["...", "63"],
         ["x_64", "64"],

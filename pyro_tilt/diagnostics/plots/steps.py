@@ -9,6 +9,7 @@ import numpy as np
 
 from pyro_tilt.diagnostics import reading
 from pyro_tilt.diagnostics.plots import style
+from pyro_tilt.ops.importance import effective_sample_size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,8 +114,13 @@ def _resampled(ax: Axes, result: WeightedSamples) -> np.ndarray:
 
 
 def _title(result: WeightedSamples, resampled: np.ndarray | None) -> str:
-    rows = shares(result, "ess") if "ess" in result.steps else None
-    parts = [] if rows is None else [f"lowest ESS {np.nanmin(rows):.1%} of the particles"]
+    lowest = reading.lowest_ess(result)
+    parts = []
+    if lowest is not None:
+        parts.append(f"lowest ESS {lowest.value / lowest.particles:.1%} of the particles")
+        end = _share_at_the_end(result)
+        if end < 0.999 * lowest.value / lowest.particles:
+            parts[0] += f", {end:.1%} at the end"
     if resampled is not None:
         counts = resampled.sum(1)
         often = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.mean():.1f}"
@@ -123,9 +129,12 @@ def _title(result: WeightedSamples, resampled: np.ndarray | None) -> str:
     return "\n".join(parts) or "the steps"
 
 
+def _share_at_the_end(result: WeightedSamples) -> float:
+    """The least effective share of a run under its last weights, a reward at the end included."""
+    runs = (result.log_weights[part] for part in reading.chain_slices(result))
+    return min(float(effective_sample_size(run)) / len(run) for run in runs)
+
+
 def _good(result: WeightedSamples) -> bool:
-    if "ess" not in result.steps:
-        return True
-    size = max(result.chain_sizes)
-    lowest = float(np.nanmin(shares(result, "ess"))) * size
-    return reading.ess_level(lowest, size) == "ok"
+    lowest = reading.lowest_ess(result)
+    return lowest is None or reading.ess_level(lowest.value, lowest.particles) == "ok"
