@@ -95,6 +95,8 @@ class NextTokenValues(nn.Module):
     :param reach: in nats.
     """
 
+    mixes_steps = True
+
     def __init__(
         self, hidden: int, tokens: int, steps: int, *, width: int = 64, reach: float = 3.0
     ) -> None:
@@ -106,23 +108,23 @@ class NextTokenValues(nn.Module):
         nn.init.zeros_(last.bias)
         self.body = nn.Sequential(nn.Linear(hidden + 8, width), nn.SiLU(), last)
 
-    def every(self, hidden: Tensor, place: int) -> Tensor:
+    def every(self, hidden: Tensor, place: int | Tensor) -> Tensor:
         """
         Values of all tokens, shape ``(n, V)``.
 
         :param hidden: of the network, scaled, shape ``(n, hidden)``.
-        :param place: position of the step.
+        :param place: position of the step, or of a step per row, shape ``(n,)``.
         """
         where = self.places.weight[place].expand(len(hidden), -1)
         values: Tensor = self.body(torch.cat([hidden, where], -1))
         return self.reach * torch.tanh(values / self.reach)
 
-    def forward(self, features: Tensor, place: int) -> Tensor:
+    def forward(self, features: Tensor, place: int | Tensor) -> Tensor:
         """
         Values of the tokens that were written.
 
         :param features: the hidden state and the token as a one-hot vector.
-        :param place: position of the step.
+        :param place: as in :meth:`every`.
         """
         hidden, token = features[:, : self.hidden], features[:, self.hidden :]
         return (self.every(hidden, place) * token).sum(-1)
@@ -137,6 +139,15 @@ def features(carry: Foreseen) -> Tensor:
     top = carry.state[:, -1]
     token = nn.functional.one_hot(carry.tokens[..., -1], len(VOCABULARY))
     return torch.cat([top, token.reshape(len(top), -1).to(top)], -1)
+
+
+def unfinished(carry: Foreseen) -> Tensor:
+    """
+    Whether the last token was open, shape ``(n,)``: after a stop nothing is left to decide.
+
+    :param carry: of a :class:`ForeseeingProgram`.
+    """
+    return ~(carry.tokens[..., :-1] == VOCABULARY.stop).any(-1).reshape(-1)
 
 
 class MoleculeValue(Twist):
@@ -286,12 +297,14 @@ def learn_value(
         beta=beta,
         network=network,
         features=features,
+        where=unfinished,
         standardize=False,
         num_particles=num_paths,
         rounds=1,
         steps=updates,
         batch_size=2048,
-        lr=1e-3,
+        lr=5e-3,
+        weight_decay=2.0,
         seed=seed,
         progress=progress,
     )

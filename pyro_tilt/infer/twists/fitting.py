@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +26,12 @@ class Pairs:
     """
     States of one step and returns from them.
 
-    :ivar place: position of the step.
+    :ivar place: position of the step; of a batch of several, those of all pairs, shape (N,).
     :ivar features: shape (N, d).
     :ivar returns: shape (N,), in float64.
     """
 
-    place: int
+    place: Any
     features: Tensor
     returns: Tensor
 
@@ -67,9 +68,13 @@ def fit(
     steps: int,
     batch_size: int,
     lr: float,
+    weight_decay: float = 0.0,
 ) -> None:
     """
     Minimises the LINEX loss by Adam and keeps the parameters that judge best.
+
+    A batch holds pairs of one step, or of all where the network says ``mixes_steps = True``: then
+    what is common to the steps is not torn to and fro between them.
 
     :param twist: the values, changed in place.
     :param module: holds the parameters to train.
@@ -78,24 +83,27 @@ def fit(
     :param steps: gradient steps.
     :param batch_size: pairs per gradient step.
     :param lr: the first learning rate; it falls to zero along a cosine.
+    :param weight_decay: apart from the gradient, as a share per unit of learning rate.
     """
     parameters = list(module.parameters())
-    if not parameters or not steps:
-        return
     train, judge = (
-        [_scaled(twist, each) for each in train],
-        [_scaled(twist, each) for each in judge],
+        [_scaled(twist, each) for each in group if len(each.returns)] for group in (train, judge)
     )
+    if not parameters or not steps or not train or not judge:
+        return
     best, kept = _loss(twist.network, judge), _copy(module)
     module.requires_grad_(True)
-    optimizer = torch.optim.Adam(parameters, lr=lr)
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
     every = max(1, steps // _LOOKS)
+    mixed = len(train) > 1 and getattr(twist.network, "mixes_steps", False)
+    draw = _batch_of_all if mixed else _batch_of_one
     try:
         with torch.enable_grad():
             for done in range(1, steps + 1):
                 for group in optimizer.param_groups:
                     group["lr"] = 0.5 * lr * (1.0 + math.cos(math.pi * (done - 1) / steps))
-                _descend(twist.network, train, optimizer, parameters, batch_size)
+                batch = draw(train, batch_size)
+                _descend(twist.network, batch, optimizer, parameters)
                 if done % every == 0 or done == steps:
                     loss = _loss(twist.network, judge)
                     if loss < best:
@@ -145,20 +153,38 @@ def _scaled(twist: LearnedTwist, pairs: Pairs) -> Pairs:
     return Pairs(pairs.place, features, returns.to(features.dtype))
 
 
+def _batch_of_one(train: Sequence[Pairs], size: int) -> Pairs:
+    """Pairs of one step, all where there are no more."""
+    pairs = train[0] if len(train) == 1 else train[int(torch.randint(len(train), ()))]
+    if len(pairs.returns) <= size:
+        return pairs
+    index = torch.randint(len(pairs.returns), (size,), device=pairs.returns.device)
+    return Pairs(pairs.place, pairs.features[index], pairs.returns[index])
+
+
+def _batch_of_all(train: Sequence[Pairs], size: int) -> Pairs:
+    """Pairs of all steps, each as likely as any other."""
+    ends = torch.tensor([len(each.returns) for each in train]).cumsum(0)
+    index = torch.randint(int(ends[-1]), (size,))
+    step = torch.searchsorted(ends, index, right=True)
+    parts = []
+    for k in step.unique().tolist():
+        rows = index[step == k] - (int(ends[k - 1]) if k else 0)
+        rows = rows.to(train[k].returns.device)
+        places = torch.full_like(rows, int(train[k].place))
+        parts.append((places, train[k].features[rows], train[k].returns[rows]))
+    return Pairs(*(torch.cat(each) for each in zip(*parts)))
+
+
 def _descend(
     network: nn.Module,
-    train: Sequence[Pairs],
+    batch: Pairs,
     optimizer: torch.optim.Optimizer,
     parameters: list[nn.Parameter],
-    batch_size: int,
 ) -> None:
-    pairs = train[0] if len(train) == 1 else train[int(torch.randint(len(train), ()))]
-    features, returns = pairs.features, pairs.returns
-    if len(returns) > batch_size:
-        index = torch.randint(len(returns), (batch_size,), device=returns.device)
-        features, returns = features[index], returns[index]
     optimizer.zero_grad(set_to_none=True)
-    linex_loss(floored(network(features, pairs.place)), returns).mean().backward()
+    values = floored(network(batch.features, batch.place))
+    linex_loss(values, batch.returns).mean().backward()
     # One return far above its value has an exponentially large slope.
     nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
@@ -166,8 +192,8 @@ def _descend(
 
 def _loss(network: nn.Module, pairs: Sequence[Pairs]) -> float:
     with torch.no_grad():
-        parts = [linex_loss(floored(network(p.features, p.place)), p.returns).mean() for p in pairs]
-    loss = float(torch.stack(parts).mean())
+        parts = [linex_loss(floored(network(p.features, p.place)), p.returns).sum() for p in pairs]
+    loss = float(torch.stack(parts).sum()) / sum(len(p.returns) for p in pairs)
     return loss if loss == loss else math.inf
 
 

@@ -43,6 +43,8 @@ def learn_twists(
     steps: int = 400,
     batch_size: int = 256,
     lr: float = 1e-2,
+    weight_decay: float = 0.0,
+    where: Callable[[Any], Tensor] | None = None,
     held_out: float = 0.5,
     ess_threshold: float = 0.5,
     max_plate_nesting: int | None = None,
@@ -88,7 +90,10 @@ def learn_twists(
     :param kwargs: keyword arguments of the program.
     :param network: ``"heads"``, a network per step, so that fitting a step leaves the others as
         they are; ``"shared"``, one network with an embedding of the step; or a module of features
-        (N, d) and the position of the step to values (N,).
+        (N, d) and the position of the step to values (N,). A module that has an attribute
+        ``mixes_steps = True`` takes a tensor of N positions as well, and learns from batches that
+        mix all steps, as the shared one does: where the steps have much in common that is better
+        by far than a batch per step.
     :param features: a function of the carry to shape (N, d); by default its tensors side by side,
         and of a language program counts and last tokens
         (:func:`~pyro_tilt.infer.twists.carry_features`). Where d differs between steps, zeros are
@@ -101,6 +106,11 @@ def learn_twists(
     :param steps: gradient steps per round and step of the program.
     :param batch_size: pairs per gradient step.
     :param lr: the first learning rate of Adam.
+    :param weight_decay: apart from the gradient, as in AdamW: every gradient step takes this share
+        times the learning rate from the weights.
+    :param where: a function of the carry to a mask (N,) of the states whose values matter, all by
+        default; nothing is learned elsewhere, as after the end of a sequence where a value is known
+        anyway. A step with fewer than 50 such pairs is not calibrated, and NaN in the report.
     :param held_out: size of each of the two further runs, relative to ``num_particles``.
     :param ess_threshold: of the runs. With ``"shared"`` or a module of one's own the first round
         resamples nothing, as its values cannot be fitted one step after the other.
@@ -135,6 +145,8 @@ def learn_twists(
         steps=check_count("steps", steps),
         batch_size=check_count("batch_size", batch_size),
         lr=lr,
+        weight_decay=weight_decay,
+        where=where,
         ess_threshold=ess_threshold,
     )
     rounds = check_count("rounds", rounds)

@@ -79,6 +79,8 @@ class SharedNetwork(nn.Module):
     torch.Size([5])
     """
 
+    mixes_steps = True
+
     def __init__(
         self, dim: int, num_steps: int, *, width: int = 128, depth: int = 2, embedding: int = 16
     ) -> None:
@@ -87,8 +89,13 @@ class SharedNetwork(nn.Module):
         self.embedding = nn.Embedding(num_steps, embedding)
         self.body = _perceptron(dim + embedding, width, depth)
 
-    def forward(self, features: Tensor, step: int) -> Tensor:
-        """See :meth:`StepHeads.forward`."""
+    def forward(self, features: Tensor, step: int | Tensor) -> Tensor:
+        """
+        Values of one step, or of a step per row.
+
+        :param features: shape (N, d).
+        :param step: its position in the scan, or positions of shape (N,).
+        """
         place = self.embedding.weight[step].expand(len(features), -1)
         return self.body(torch.cat((features, place), -1)).squeeze(-1)
 

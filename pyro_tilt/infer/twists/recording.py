@@ -33,6 +33,7 @@ class Recording:
     :ivar increments: log weight that each step added, (N,) each.
     :ivar ancestors: who goes on after each step, None for everyone.
     :ivar tail: log weight of what came after the last step, (N,).
+    :ivar masks: of the carries before resampling that matter, (N,) each; empty where all do.
     """
 
     xs: list[Any] = field(default_factory=list)
@@ -40,6 +41,7 @@ class Recording:
     increments: list[Tensor] = field(default_factory=list)
     ancestors: list[Tensor | None] = field(default_factory=list)
     tail: Tensor = field(default_factory=lambda: torch.zeros(0))
+    masks: list[Tensor] = field(default_factory=list)
 
     def states(self, place: int) -> Tensor:
         """
@@ -49,6 +51,17 @@ class Recording:
         """
         index = self.ancestors[place]
         return self.features[place] if index is None else self.features[place][index]
+
+    def mattering(self, place: int) -> Tensor | None:
+        """
+        Which of :meth:`states` matter, (N,); None where all do.
+
+        :param place: position of the step.
+        """
+        if not self.masks:
+            return None
+        mask, index = self.masks[place], self.ancestors[place]
+        return mask if index is None else mask[index]
 
     def returns(self, place: int, following: Tensor | None, twist: LearnedTwist) -> Tensor:
         r"""
@@ -106,6 +119,7 @@ def record(
     twist: LearnedTwist | None,
     ess_threshold: float,
     seed: int,
+    where: Callable[[Any], Tensor] | None = None,
     fork_after: int | None = None,
 ) -> Recording:
     """
@@ -117,6 +131,7 @@ def record(
     :param twist: resampling goes by it; None for no twist.
     :param ess_threshold: resample below this share of ``size``.
     :param seed: of the resampling.
+    :param where: of a carry, whose states matter; None for all.
     :param fork_after: position of a step after which the first half goes on twice, so that rows i
         and i + N/2 have one state and two futures; the size is to be even.
     :raises ValueError: if the program has no steps.
@@ -134,6 +149,8 @@ def record(
         read = check_features(features(carry))
         made.xs.append(x)
         made.features.append(read)
+        if where is not None:
+            made.masks.append(_checked_mask(where(carry), size))
         if twist is None:
             return torch.zeros(size, device=read.device)
         return twist(carry, x)
@@ -152,6 +169,13 @@ def record(
         raise ValueError("learn_twists: the program has no steps; declare them by scan")
     made.tail = _filled(messenger._take(), size)
     return made
+
+
+def _checked_mask(mask: Any, size: int) -> Tensor:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != (size,):
+        got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask)
+        raise ValueError(f"where= must return a bool tensor of shape ({size},), got {got}")
+    return mask
 
 
 def _filled(increment: Tensor | None, size: int) -> Tensor:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,9 @@ from pyro_tilt.ops.pool import acceptance_generator
 
 __all__ = ["Options", "Trainer"]
 
+# So many pairs that matter make a constant of their own.
+_FEW = 50
+
 
 @dataclass
 class Options:
@@ -38,6 +42,8 @@ class Options:
     steps: int
     batch_size: int
     lr: float
+    weight_decay: float
+    where: Callable[[Any], Tensor] | None
     ess_threshold: float
 
 
@@ -80,7 +86,8 @@ class Trainer:
                 found = self._backward(twist, [*self.runs, judge, held_out], bar)
             else:
                 found = self._together(twist, [*self.runs, judge, held_out], bar)
-            bar.set_postfix(loss=sum(each.loss for each in found) / len(found))
+            losses = torch.tensor([each.loss for each in found])
+            bar.set_postfix(loss=float(losses.nanmean()))
         self.calibrations.append(found)
 
     def finish(self, seconds: float) -> LearnedTwist:
@@ -113,6 +120,7 @@ class Trainer:
             size,
             features=self.options.features,
             twist=None,
+            where=self.options.where,
             ess_threshold=0.0,
             seed=derive_seed(acceptance_generator().initial_seed(), self.paths),
             fork_after=place,
@@ -127,6 +135,7 @@ class Trainer:
             size,
             features=self.options.features,
             twist=self.twist,
+            where=self.options.where,
             ess_threshold=threshold,
             seed=derive_seed(acceptance_generator().initial_seed(), self.paths),
         )
@@ -141,9 +150,10 @@ class Trainer:
         for place in reversed(range(twist.num_steps)):
             pairs = [_pairs(run, place, after, twist) for run, after in zip(runs, following)]
             following = [each.returns for each in pairs]
-            *train, judge, held_out = pairs
+            *train, judge, held_out = [_kept(run, each) for run, each in zip(runs, pairs)]
+            self._centre(twist, pairs[:-2], train)
             self._fit(twist, twist.network.heads[place], [train], [judge], self.options.steps)
-            found.append(calibrate_step(twist, held_out))
+            found.append(self._calibrate(twist, held_out))
             bar.update()
         return found[::-1]
 
@@ -156,12 +166,14 @@ class Trainer:
         for place in reversed(range(twist.num_steps)):
             pairs = [_pairs(run, place, after, twist) for run, after in zip(runs, following)]
             following = [each.returns for each in pairs]
-            table.append(pairs)
+            kept = [_kept(run, each) for run, each in zip(runs, pairs)]
+            self._centre(twist, pairs[:-2], kept[:-2])
+            table.append(kept)
         steps = self.options.steps * twist.num_steps
         train, judge = [row[:-2] for row in table], [row[-2] for row in table]
         self._fit(twist, twist.network, train, judge, steps)
         bar.update(twist.num_steps)
-        return [calibrate_step(twist, row[-1]) for row in reversed(table)]
+        return [self._calibrate(twist, row[-1]) for row in reversed(table)]
 
     def _fit(
         self,
@@ -171,19 +183,30 @@ class Trainer:
         judge: list[Pairs],
         steps: int,
     ) -> None:
-        joined = [_joined(group) for group in train]
-        if len(self.runs) == 1:
-            for pairs in joined:
-                _centre(twist, pairs)
         fit(
             twist,
             module,
-            joined,
+            [_joined(group) for group in train],
             judge,
             steps=steps,
             batch_size=self.options.batch_size,
             lr=self.options.lr,
+            weight_decay=self.options.weight_decay,
         )
+
+    def _centre(self, twist: LearnedTwist, pairs: list[Pairs], kept: list[Pairs]) -> None:
+        """Starts the values of a step at the best constant, in the first round."""
+        if len(self.runs) > 1:
+            return
+        joined = _joined(kept)
+        few = self.options.where is not None and len(joined.returns) < _FEW
+        _centre(twist, _joined(pairs) if few else joined)
+
+    def _calibrate(self, twist: LearnedTwist, held_out: Pairs) -> Calibration:
+        """Leaves the values alone where too few pairs matter to say anything of them."""
+        if self.options.where is not None and len(held_out.returns) < _FEW:
+            return Calibration(0.0, *[math.nan] * 6)
+        return calibrate_step(twist, held_out)
 
 
 def _start(
@@ -232,6 +255,14 @@ def _check_widths(run: Recording, twist: LearnedTwist) -> None:
 def _pairs(run: Recording, place: int, following: Tensor | None, twist: LearnedTwist) -> Pairs:
     returns = run.returns(place, following, twist)
     return Pairs(place, twist.padded(run.states(place)), returns.to(twist.offset))
+
+
+def _kept(run: Recording, pairs: Pairs) -> Pairs:
+    """The pairs that matter."""
+    mask = run.mattering(pairs.place)
+    if mask is None:
+        return pairs
+    return Pairs(pairs.place, pairs.features[mask], pairs.returns[mask.to(pairs.returns.device)])
 
 
 def _joined(group: Sequence[Pairs]) -> Pairs:

@@ -34,8 +34,9 @@ def beats_constants(found: Sequence[Calibration]) -> bool:
     :math:`1 - 0.01 / T`. Where constants are as good as any values, with an effective share above
     .99 at every step, there is nothing to beat.
 
-    :param found: one per step.
+    :param found: one per step; those without a loss do not count.
     """
+    found = [each for each in found if each.loss == each.loss]
     if all(each.constant_share > _AS_GOOD for each in found):
         return True
     quantile = float(stats.norm.isf(LUCK / len(found)))
@@ -58,6 +59,9 @@ def states_that_matter(num_steps: int, run: Callable[[int], Recording]) -> int |
         except ZeroWeights:
             continue
         ahead = torch.stack(made.increments[place + 1 :] + [made.tail]).sum(0)
+        mask = made.mattering(place)
+        if mask is not None:
+            ahead = ahead[mask.to(ahead.device)]
         if future_depends(*ahead.chunk(2), level=FALSE_ALARMS / len(places)):
             return place
     return None
@@ -84,7 +88,11 @@ def future_depends(first: Tensor, second: Tensor, *, level: float) -> bool:
     False
     """
     joined = torch.cat([first, second]).double().cpu()
-    if not bool(joined.amax() > -math.inf) or float(effective_sample_size(joined)) < MIN_ESS:
+    if (
+        not len(joined)
+        or not bool(joined.amax() > -math.inf)
+        or float(effective_sample_size(joined)) < MIN_ESS
+    ):
         return False
     weights = joined.softmax(0) * len(joined) - 1.0
     ranks = torch.as_tensor(stats.rankdata(joined.numpy())) / len(joined)

@@ -124,6 +124,23 @@ def test_factors_on_the_way_are_seen_too():
         learn(program, features=noise, seed=1, ess_threshold=0.0)
 
 
+def test_states_that_do_not_matter_are_not_what_is_complained_of():
+    """The future depends on the state where it is above one, and nowhere else."""
+
+    def step(x, t):
+        if t < 4:
+            pyro.factor(f"f_{t}", 1.5 * (x > 1.0))
+        return pyro.sample(f"x_{t}", dist.Normal(0.0, 1.0))
+
+    def program():
+        scan("jumps", step, torch.zeros(()), range(4, -1, -1))
+
+    options = {"features": noise, "ess_threshold": 0.0, "seed": 0}
+    learn(program, where=lambda x: x < 1.0, **options)
+    with pytest.warns(SamplerWarning, match="at no step"):
+        learn(program, **options)
+
+
 def test_too_few_paths_say_nothing():
     learn(walk, identity, 1.0, features=noise, num_particles=30, seed=0)
 
