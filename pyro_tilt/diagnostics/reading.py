@@ -75,10 +75,12 @@ def before(result: WeightedSamples) -> Side | None:
     """
     Rewards under the base program given its observations and other factors.
 
-    None where the result keeps no base proposals.
+    None where the result keeps no base proposals, or its program has no reward.
     """
     base = result.base
-    if base is None or result.beta is None or len(base.reward) == 0:
+    if base is None or len(base.reward) == 0:
+        return None
+    if result.beta is None and "reward" not in result.stats:
         return None
     return _side(base.reward, base.log_factors, _independent_error)
 

@@ -120,7 +120,8 @@ def _entries(numbers: dict[str, Any]) -> Iterator[tuple[str, str]]:
         value = tail["reason"] if tail["value"] is None else f"{tail['value']:.2f}"
         yield "k-hat", f"{value}, threshold {tail['threshold']:.2f}: {tail['verdict']}"
     if numbers["acceptance"] is not None:
-        yield "acceptance", _acceptance_text(numbers["acceptance"])
+        label = "proposals" if numbers["acceptance"]["rate"] is None else "acceptance"
+        yield label, _acceptance_text(numbers["acceptance"])
     if numbers["clipping"] is not None:
         yield "clipped mass", _clipping_text(numbers["clipping"])
     if numbers["capped"] is not None:
@@ -158,7 +159,8 @@ def _evidence_text(evidence: dict[str, Any]) -> str:
 def _acceptance_text(acceptance: dict[str, Any]) -> str:
     parts = [] if acceptance["rate"] is None else [f"{acceptance['rate']:.4g}"]
     if acceptance["proposals"] is not None:
-        parts.append(f"{acceptance['proposals']:,} proposals")
+        words = " proposals" if parts else ""
+        parts.append(f"{acceptance['proposals']:,}{words}")
     return ", ".join(parts)
 
 

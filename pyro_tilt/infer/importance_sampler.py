@@ -14,6 +14,7 @@ from pyro_tilt.infer.certificate import Certificate
 from pyro_tilt.infer.errors import SamplerWarning, ZeroWeights
 from pyro_tilt.infer.proposal import Draws
 from pyro_tilt.infer.sampler import Run, Sampler
+from pyro_tilt.infer.tail_words import judged_tail
 from pyro_tilt.infer.weighted_samples import BaseDraws, WeightedSamples
 from pyro_tilt.ops.importance import summarize
 from pyro_tilt.ops.psis import khat_threshold, pareto_smooth
@@ -129,8 +130,6 @@ class ImportanceSampler(Sampler):
         return Draws.cat(parts)
 
     def _certificate(self, pareto_k: float | None, subsampled: list[str]) -> Certificate:
-        fitted = pareto_k is not None and not math.isinf(pareto_k)
-        heavy = pareto_k is not None and fitted and pareto_k > khat_threshold(self.num_samples)
         return Certificate(
             target="joint tilt",
             law="consistent",
@@ -138,8 +137,7 @@ class ImportanceSampler(Sampler):
             covers="self-normalised expectations; the evidence is unbiased",
             excludes="the error at this number of draws, which pareto_k and the effective sample "
             "size describe but do not bound"
-            + ("; pareto_k says that the weights are too heavy" if heavy else "")
-            + ("" if fitted else "; no tail was fitted, so that the weights were not judged")
+            + judged_tail(pareto_k, self.num_samples)
             + (
                 f"; the minibatch of {subsampled[0]!r}, shared by a whole block"
                 if subsampled

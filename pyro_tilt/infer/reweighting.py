@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_tilt.infer.certificate import Certificate
 from pyro_tilt.infer.merge import normalized_residuals
+from pyro_tilt.infer.tail_words import judged_tail, without_judgement
 from pyro_tilt.ops.importance import as_double, log_evidence, log_mean_exp
 from pyro_tilt.ops.psis import pareto_smooth
 
@@ -181,7 +182,7 @@ def _weighted(result: WeightedSamples, log_weights: Tensor, beta: float) -> Weig
         log_normalizer=value,
         log_normalizer_error=cast(Tensor, new_error),
         chain_log_normalizers=cast(Tensor, chain_values),
-        certificate=_consistent(result),
+        certificate=_consistent(result, float(shape)),
         steps={},
         info={"reweighted_from": float(result.beta or 0.0)} | _of_the_base(result),
         beta=beta,
@@ -196,19 +197,21 @@ def _of_the_base(result: WeightedSamples) -> dict[str, float]:
     return {name: result.info[name]} if name in result.info else {}
 
 
-def _consistent(result: WeightedSamples) -> Certificate:
+def _consistent(result: WeightedSamples, pareto_k: float) -> Certificate:
     made = result.certificate
+    excludes = without_judgement(made.excludes)
     budget = "num_samples"
     if made.law == "consistent" and made.budget:
         budget = made.budget
     elif made.law == "bounded" and result.residual_log_weights is None:
         budget = "num_samples together with the accuracy of the run that was reweighted"
-    said = made.excludes.startswith(_ERROR)
+    if not excludes.startswith(_ERROR):
+        excludes = "; ".join(filter(None, [_ERROR, excludes]))
     return Certificate(
         target=made.target,
         law="search" if made.law == "search" else "consistent",
         gap=made.gap,
         budget=budget,
         covers="self-normalised expectations at the new beta",
-        excludes=made.excludes if said else "; ".join(filter(None, [_ERROR, made.excludes])),
+        excludes=excludes + judged_tail(pareto_k, len(result)),
     )

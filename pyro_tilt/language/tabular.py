@@ -83,6 +83,10 @@ class TabularLM:
         self.log_probs = [(table / temperature).log_softmax(-1) for table in tables]
         self._sequences: Tensor | None = None
 
+    def __repr__(self) -> str:
+        stops = "" if self.stop_token is None else f", stop_token={self.stop_token}"
+        return f"TabularLM(vocabulary_size={self.vocabulary_size}, length={self.length}{stops})"
+
     @classmethod
     def random(
         cls,

@@ -13,7 +13,7 @@ import torch
 from pyro_tilt import scan
 from pyro_tilt.diagnostics import kl_to_base, reward_gain, summary
 from pyro_tilt.diagnostics.summary_text import WIDTH, plus_minus
-from pyro_tilt.infer import SMC, BaseDraws, merge
+from pyro_tilt.infer import SMC, BaseDraws, BestOfN, ExpBestOfN, merge
 from pyro_tilt.ops.psis import pareto_smooth
 
 THREE = {
@@ -170,6 +170,21 @@ def test_a_twisted_run_of_good_particles_is_ok():
     assert 100.0 < good.to_dict()["lowest_ess"]["value"] < 450.0
     plain = run()
     assert plain.verdict != "ok" and any("effective sample" in each for each in plain.warnings)
+
+
+def test_a_choice_shows_the_reward_of_its_base_draws():
+    def program():
+        return pyro.sample("x", dist.Normal(1.0, 1.0))
+
+    result = BestOfN(program, reward=lambda x: x, n=4, num_samples=500, seed=0).run()
+    reward = summary(result).to_dict()["reward"]
+    assert abs(reward["before"] - 1.0) < 4.5 * reward["before_error"]
+    # The largest of four standard normals has mean 1.0294.
+    assert abs(reward["gain"] - 1.0294) < 4.5 * reward["gain_error"]
+    chosen = ExpBestOfN(program, reward=lambda x: -x.square(), n=4, num_samples=50, seed=0).run()
+    assert "acceptance_rate" not in chosen.info
+    labels = [row.split()[0] for row in str(summary(chosen)).splitlines() if row]
+    assert "proposals" in labels and "acceptance" not in labels
 
 
 def test_the_table_says_which_weights_the_sites_take(weighted):

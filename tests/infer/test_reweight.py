@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
+from pyro_tilt.infer import ImportanceSampler, SamplerWarning
 from pyro_tilt.infer.base_draws import BaseDraws
 from pyro_tilt.infer.certificate import Certificate
 from pyro_tilt.infer.weighted_samples import WeightedSamples
@@ -120,6 +123,27 @@ def test_certificate_names_the_error_of_the_draws_once(more):
         made = Certificate(target="t", law="consistent", budget="n", excludes=before)
         moved = iid(law(1.0), 1.0, total=100, certificate=made).reweight(2.0).certificate
         assert moved.excludes.count(error) == 1 and before in moved.excludes
+
+
+def test_the_judgement_of_the_weights_is_made_anew():
+    """What was too heavy at a strong tilt may do at a weak one, and the other way round."""
+    words = "pareto_k says that the weights are too heavy"
+
+    def program():
+        return pyro.sample("x", dist.Normal(0.0, 1.0))
+
+    options = {"reward": lambda x: 3.0 * x, "num_samples": 2000, "seed": 0}
+    with pytest.warns(SamplerWarning):
+        strong = ImportanceSampler(program, beta=1.0, **options).run()
+    weak = strong.reweight(0.1)
+    assert words in strong.certificate.excludes and words not in weak.certificate.excludes
+    assert words in weak.reweight(1.0).certificate.excludes
+    mild = ImportanceSampler(program, beta=0.1, **options).run()
+    assert words not in mild.certificate.excludes
+    assert mild.reweight(1.0).certificate.excludes.count(words) == 1
+    unjudged = ImportanceSampler(program, beta=0.1, pareto_smoothing=False, **options).run()
+    assert "not judged" in unjudged.certificate.excludes
+    assert "not judged" not in unjudged.reweight(0.2).certificate.excludes
 
 
 def test_pareto_shape_is_estimated_anew():
