@@ -29,8 +29,10 @@ def build(script: Path) -> Path:
     NotebookClient(
         notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}
     ).execute()
-    for cell in notebook.cells:
+    for place, cell in enumerate(notebook.cells):
         cell.metadata.pop("execution", None)
+        # Random names would make every build look new.
+        cell["id"] = f"cell-{place}"
     target = script.with_suffix(".ipynb")
     jupytext.write(notebook, target)
     return target
