@@ -22,7 +22,7 @@ def draws_plainly(fn: object) -> bool:
 
 def is_plain_normal(fn: object) -> bool:
     """Whether ``fn`` is a Normal that nobody differentiates through or validates values of."""
-    return type(fn) is Normal and not fn._validate_args and not torch.is_grad_enabled()
+    return draws_plainly(fn) and not fn._validate_args  # type: ignore[attr-defined]
 
 
 def draw(fn: Normal, room: Tensor | None = None) -> Tensor:

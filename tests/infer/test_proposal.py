@@ -121,6 +121,18 @@ def test_sites_drawn_in_place_are_those_drawn_anywhere(monkeypatch):
     assert set(proposal._room(5, -2, {"z": torch.zeros(5)})) == {"x", "y"}
 
 
+@pytest.mark.parametrize("law", [dist.Normal, dist.Laplace])
+def test_a_sample_shape_is_not_overlooked(law):
+    """It would stand left of the particles, where no site may put it."""
+
+    def program():
+        return pyro.sample("x", law(0.0, 1.0), torch.Size([3]))
+
+    assert ProgramProposal(program)._sites.recorded["x"].shape == (3,)
+    with pytest.raises(ValueError, match="site 'x'"):
+        ProgramProposal(program).draw(5)
+
+
 def test_construction_leaves_every_random_state_as_it_was():
     def program():
         random.random()
