@@ -188,11 +188,23 @@ def lowest_ess(result: WeightedSamples) -> LowestESS | None:
     if "ess" not in result.steps:
         return None
     rows = by_chain(result, "ess")
-    sizes = np.broadcast_to(np.array(result.chain_sizes, dtype=np.float64)[:, None], rows.shape)
+    sizes = np.broadcast_to(particles(result)[:, None], rows.shape)
     if not np.isfinite(rows).any() or not sizes.min() > 0:
         return None
     run, step = np.unravel_index(np.nanargmin(rows / sizes), rows.shape)
-    return LowestESS(float(rows[run, step]), int(step) + 1, result.chain_sizes[int(run)])
+    return LowestESS(float(rows[run, step]), int(step) + 1, round(sizes[run, step]))
+
+
+def particles(result: WeightedSamples) -> np.ndarray:
+    """
+    Of how many particles the steps of each run tell, ``(chain,)``.
+
+    They are the draws of the run, but where every draw comes from a search with particles of its
+    own they are the ``n`` of that search.
+    """
+    own = None if "resampled" in result.steps else result.info.get("n")
+    sizes = np.array(result.chain_sizes, dtype=np.float64)
+    return sizes if own is None else np.full_like(sizes, own)
 
 
 def by_chain(result: WeightedSamples, name: str) -> np.ndarray:

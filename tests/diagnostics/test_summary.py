@@ -4,6 +4,7 @@
 import json
 import math
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from pyro_tilt import scan
-from pyro_tilt.diagnostics import kl_to_base, reward_gain, summary
+from pyro_tilt.diagnostics import kl_to_base, plot_steps, reward_gain, summary
 from pyro_tilt.diagnostics.summary_text import WIDTH, plus_minus
 from pyro_tilt.infer import SMC, BaseDraws, BestOfN, ExpBestOfN, merge
 from pyro_tilt.ops.psis import pareto_smooth
@@ -150,6 +151,18 @@ def test_few_particles_at_one_step_are_said(weighted):
     assert found.verdict == "broken" and "at step 3" in found.warnings[0]
     ess[1, 2] = 100.0
     assert summary(weighted(500, scale=0.3, chains=2, steps={"ess": ess})).verdict == "ok"
+
+
+def test_searches_have_particles_of_their_own(weighted):
+    """Three draws, each from a search by eight: an ESS of five is five of eight."""
+    fields = {"kind": "iid", "steps": {"ess": torch.tensor([6.0, 5.0])}, "info": {"n": 8.0}}
+    result = weighted(3, scale=0.0, psis_log_weights=None, pareto_k=None, **fields)
+    expected = {"value": 5.0, "step": 2, "particles": 8}
+    assert summary(result).to_dict()["lowest_ess"] == expected
+    ax = plot_steps(result)
+    assert "lowest ESS 62.5%" in ax.get_title(loc="left")
+    assert max(ax.lines[0].get_ydata()) == 0.75
+    plt.close(ax.figure)
 
 
 def test_a_twisted_run_of_good_particles_is_ok():

@@ -74,7 +74,7 @@ def shares(result: WeightedSamples, name: str) -> np.ndarray:
     rows = reading.by_chain(result, name)
     if name == "acceptance_rate":
         return rows
-    return rows / np.array(result.chain_sizes, dtype=np.float64)[:, None]
+    return rows / reading.particles(result)[:, None]
 
 
 def _lines(ax: Axes, rows: np.ndarray, label: str, line: str) -> None:
