@@ -25,13 +25,9 @@ class NeuralProgram(LanguageProgram):
     A program of one categorical site per token; made by :meth:`NeuralLM.program`.
 
     :ivar model: the :class:`~pyro_tilt.language.NeuralLM`.
-    :ivar prompt: the first tokens, shape (p,).
-    :ivar site: name of the site that holds the whole sequence.
     """
 
-    def __init__(self, model: NeuralLM, prompt: Tensor, name: str) -> None:
-        super().__init__(prompt, name)
-        self.model: NeuralLM = model
+    model: NeuralLM
 
     def __call__(self) -> Tensor:
         start, length = len(self.prompt), len(self.prompt) + self.model.max_tokens

@@ -32,7 +32,8 @@ class LanguageProgram:
 
     model: Writer
 
-    def __init__(self, prompt: Tensor, name: str) -> None:
+    def __init__(self, model: Writer, prompt: Tensor, name: str) -> None:
+        self.model = model
         self.prompt = prompt
         self.name = name
         self.site = f"{name}s"

@@ -25,16 +25,9 @@ class TabularProgram(LanguageProgram):
     A program of one categorical site per token; made by :meth:`TabularLM.program`.
 
     :ivar model: the :class:`~pyro_tilt.language.TabularLM`.
-    :ivar prompt: the first tokens, shape (p,).
-    :ivar site: name of the site that holds the whole sequence.
     """
 
-    def __init__(self, model: TabularLM, prompt: Tensor, name: str) -> None:
-        super().__init__(prompt, name)
-        self.model: TabularLM = model
-
-    def __repr__(self) -> str:
-        return f"TabularLM.program({self.prompt.tolist()})"
+    model: TabularLM
 
     def __call__(self) -> Tensor:
         steps = range(len(self.prompt), self.model.length)
