@@ -22,7 +22,7 @@ from pyro_tilt.examples.molecules.compare_methods import (
 from pyro_tilt.examples.molecules.compare_outcome import Outcome, describe
 from pyro_tilt.examples.molecules.compare_page import page
 from pyro_tilt.examples.molecules.compare_table import markdown
-from pyro_tilt.examples.molecules.compare_ways import methods
+from pyro_tilt.examples.molecules.compare_ways import Ways
 from pyro_tilt.examples.molecules.model import load_molecule_model
 from pyro_tilt.examples.molecules.reward import drug_likeness
 from pyro_tilt.infer import Sampler, SamplerWarning, WeightedSamples, merge
@@ -110,7 +110,7 @@ def compare(
     reward = drug_likeness()
     trained = train_value(target, reward, settings, progress=progress)
     yardstick = take_yardstick(target, draft, reward, settings)
-    found = methods(target, draft, reward, settings, trained, yardstick)
+    found = Ways(target, draft, reward, settings, trained, yardstick).all()
     base = {
         "qed": float(yardstick.base.mean()),
         "valid": float((yardstick.base > 0).double().mean()),

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -25,65 +27,63 @@ from pyro_tilt.infer import (
     WeightedSamples,
 )
 from pyro_tilt.language import NeuralLM
+from pyro_tilt.language.neural_program import NeuralProgram
 from pyro_tilt.rewards import Reward
 
 MAX_BATCH = 4096
 CHAINS = 8
 
 
-def methods(
-    target: NeuralLM,
-    draft: NeuralLM,
-    reward: Reward,
-    settings: CompareSettings,
-    trained: Trained,
-    yardstick: Yardstick,
-) -> list[Method]:
+@dataclass(frozen=True)
+class Ways:
     """
     The ways of aligning.
 
-    :param target: the large model.
-    :param draft: the small model.
-    :param reward: of tokens.
-    :param settings: see :class:`CompareSettings`.
-    :param trained: values for those that go step by step.
-    :param yardstick: see :class:`Yardstick`.
+    :ivar target: the large model.
+    :ivar draft: the small model.
+    :ivar reward: of tokens.
+    :ivar settings: see :class:`CompareSettings`.
+    :ivar trained: values for those that go step by step.
+    :ivar yardstick: see :class:`Yardstick`.
     """
-    ways = Ways(target, draft, reward, settings, trained, yardstick)
-    return [
-        ways.importance(),
-        ways.best(settings.n),
-        ways.best(settings.large_n),
-        ways.soft_best(),
-        ways.gsi(),
-        ways.gsi_by_blocks(),
-        ways.smc(),
-        ways.lcb(),
-        ways.aisp("final"),
-        ways.aisp("best"),
-    ]
 
+    target: NeuralLM
+    draft: NeuralLM
+    reward: Reward
+    settings: CompareSettings
+    trained: Trained
+    yardstick: Yardstick
 
-class Ways:
-    """What the methods share; the arguments are those of :func:`methods`."""
+    def all(self) -> list[Method]:
+        """Every method, in the order of the table."""
+        return [
+            self.importance(),
+            self.best(self.settings.n),
+            self.best(self.settings.large_n),
+            self.soft_best(),
+            self.gsi(),
+            self.gsi_by_blocks(),
+            self.smc(),
+            self.lcb(),
+            self.aisp("final"),
+            self.aisp("best"),
+        ]
 
-    def __init__(
-        self,
-        target: NeuralLM,
-        draft: NeuralLM,
-        reward: Reward,
-        settings: CompareSettings,
-        trained: Trained,
-        yardstick: Yardstick,
-    ) -> None:
-        self.target, self.draft, self.reward = target, draft, reward
-        self.settings, self.yardstick, self.value = settings, yardstick, trained.value
-        self.plain, self.foreseeing = target.program(), ForeseeingProgram(target)
-        self.tilt: dict[str, Any] = {"reward": reward, "beta": settings.beta, "progress": False}
-        self.price: dict[str, Any] = {
-            "training_rows": trained.rows,
-            "training_seconds": trained.seconds,
-        }
+    @cached_property
+    def plain(self) -> NeuralProgram:
+        return self.target.program()
+
+    @cached_property
+    def foreseeing(self) -> ForeseeingProgram:
+        return ForeseeingProgram(self.target)
+
+    @property
+    def tilt(self) -> dict[str, Any]:
+        return {"reward": self.reward, "beta": self.settings.beta, "progress": False}
+
+    @property
+    def price(self) -> dict[str, Any]:
+        return {"training_rows": self.trained.rows, "training_seconds": self.trained.seconds}
 
     def importance(self) -> Method:
         def make(draws: int, seed: int) -> Sampler:
@@ -137,7 +137,7 @@ class Ways:
         block = self.settings.block
         return Method(
             f"GSI, blocks of {block}, learned values",
-            self._guided(self.foreseeing, block=block, value=self.value),
+            self._guided(self.foreseeing, block=block, value=self.trained.value),
             lambda result: Spent(None),
             **self.price,
         )
@@ -166,7 +166,7 @@ class Ways:
                 self.foreseeing,
                 num_particles=max(2, draws // CHAINS),
                 num_chains=CHAINS,
-                twist=self.value,
+                twist=self.trained.value,
                 check_lineage=False,
                 seed=seed,
                 **self.tilt,
@@ -184,7 +184,9 @@ class Ways:
         )
 
     def lcb(self) -> Method:
-        value = MoleculeValue(self.value.learned, self.reward, self.settings.beta, exact=False)
+        value = MoleculeValue(
+            self.trained.value.learned, self.reward, self.settings.beta, exact=False
+        )
         # An LCB over steps is another class, which only its options tell.
         stepwise: Any = LCB
 
